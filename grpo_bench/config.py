@@ -1,0 +1,231 @@
+"""The schema: every field typed and ranged, unknown keys refused.
+
+YAML in ``conf/`` holds the values, this file the types and ranges; a field has a default here only if it was added
+after version 1 of the schema, and that default must mean "as before" (see ``config_hash``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CONFIG_VERSION = 1
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StudyConfig(Strict):
+    """A question answered by a sweep; ``name: null`` is a run for its own sake (results/adhoc)."""
+
+    name: str | None = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    baseline: str | None  # the arm that the others are compared with
+    margin: float = Field(gt=0, lt=1)  # accuracy difference that counts as equivalent
+    contrasts: list[list[str]]  # pairs of arms declared beforehand
+    hypotheses: list[dict[str, Any]]
+
+
+class BudgetConfig(Strict):
+    """A run stops after the first step that reaches ``amount`` of ``unit``."""
+
+    unit: Literal["samples", "tokens", "updates", "seconds", "flops"]
+    amount: float = Field(gt=0)
+
+
+class OptimConfig(Strict):
+    """AdamW for policy and critic; ``warmup_updates`` rise linearly, then the schedule runs over the budget."""
+
+    betas: tuple[float, float]
+    eps: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    grad_clip: float | None = Field(gt=0)  # largest norm, per network
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_updates: int = Field(ge=0)
+
+
+class EvalConfig(Strict):
+    """Every ``every`` steps on ``n`` dev problems (0: never while training), at the end on ``test_n`` test problems."""
+
+    every: int = Field(ge=0)
+    n: int = Field(ge=1)  # dev problems, a slice of train that is never trained on
+    test_n: int | None = Field(ge=1)  # null: all of the test split (arithmetic: 1,000)
+    samples: int = Field(ge=0)  # sampled completions per problem beside the greedy one; 0: greedy only
+    temperature: float = Field(gt=0)  # of the sampled ones
+    ks: list[int]  # of pass@k and maj@k, none above samples
+    pretrained: bool  # evaluate the model before the warm start too (once per study)
+
+
+class CheckpointConfig(Strict):
+    every: int = Field(ge=0)  # steps; 0: none
+    keep: int = Field(ge=2)  # the one before a damaged one must exist
+
+
+class PromptConfig(Strict):
+    """How a question becomes the model's input."""
+
+    style: Literal["plain", "chat"]  # chat: the tokenizer's chat template
+    system: str | None  # chat only
+    template: str  # contains {question}
+    shots: list[dict[str, str]]  # few-shot examples {question, answer}, before the question
+    shot_template: str  # contains {question} and {answer}
+
+
+class FilterConfig(Strict):
+    """Filters as data; null: all."""
+
+    steps: list[int] | None  # gsm8k: numbers of solution steps
+    level: list[int] | None  # math: 1..5
+    subject: list[str] | None  # math: "Algebra", ...
+    limit: int | None = Field(ge=1)  # at most so many training problems, after the other filters
+
+
+class ArithmeticConfig(Strict):
+    """The embedded task: chains of + and - on small numbers as short word problems."""
+
+    steps: tuple[int, int]  # fewest and most operations of a chain
+    operands: tuple[int, int]  # smallest and largest number
+    results: tuple[int, int]  # every intermediate result lies within
+
+
+class TaskConfig(Strict):
+    name: Literal["arithmetic", "gsm8k", "math", "custom"]
+    version: int = Field(ge=1)
+    path: str | None  # local folder of jsonl or parquet files (custom: may be one file); null: the hub
+    hub: str | None  # data set id on the hub
+    hub_config: str | None
+    split: str  # math: 12k, 7.5k; others: train
+    eval_split: str  # math: math500, test; others: test
+    math500_path: str | None  # math: folder of MATH-500; null: "math500" beside path
+    math500_hub: str | None
+    prompt: PromptConfig
+    stop: list[str]
+    answer: Literal["gsm8k", "math"]  # extraction and equality rule, tasks/grading.py
+    filters: FilterConfig
+    arithmetic: ArithmeticConfig | None
+    demonstrations: dict[str, float]  # shares of worked, bare and unmarked answers in the warm start
+    max_prompt_tokens: int = Field(ge=1)  # longer prompts are dropped from train, counted and named
+    max_new_tokens: int = Field(ge=1)
+    verify_seconds: float = Field(gt=0)  # limit of one comparison (math)
+    verify_workers: int = Field(ge=0)
+
+
+class LoraConfig(Strict):
+    r: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    targets: list[str] | None  # module names; null: all linear layers
+
+
+class TinyConfig(Strict):
+    """The embedded Llama, built from config."""
+
+    hidden_size: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    intermediate_size: int = Field(ge=8)
+    vocab_size: int = Field(ge=300)
+    max_positions: int = Field(ge=64)
+    init_seed: int = Field(ge=0)
+
+
+class WarmstartConfig(Strict):
+    """Supervised training on worked solutions before RL; ``steps: 0``: none."""
+
+    steps: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0)
+
+
+class ModelConfig(Strict):
+    name: str
+    id: str | None  # hub name; null with tiny
+    path: str | None  # local folder or GGUF file; wins over id
+    revision: str | None
+    dtype: Literal["auto", "float32", "bfloat16"]  # of compute; master weights are float32 always
+    critic: Literal["separate", "shared"]  # its own network, or a value head on the policy's trunk
+    lora: LoraConfig | None
+    trust_remote_code: bool
+    gradient_checkpointing: bool
+    tiny: TinyConfig | None
+    warmstart: WarmstartConfig
+
+
+class RewardConfig(Strict):
+    """Weighted sum of parts; ``correct`` alone is the default."""
+
+    name: str
+    parts: dict[str, float]
+
+
+class RolloutConfig(Strict):
+    engine: Literal["native", "hf"]
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int | None = Field(ge=1)
+    batch_size: int | None = Field(ge=1)  # completions decoded at once; null: sized to memory
+
+
+class TrackerConfig(Strict):
+    """A mirror of the record; it may fail without harm."""
+
+    name: Literal["none", "wandb", "tensorboard"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline"]  # wandb; auto: online with an account, else offline
+    tags: list[str]
+    completions: int = Field(ge=0)  # rows of the completions table per logged step
+    completions_every: int = Field(ge=1)  # steps
+
+
+class Config(Strict):
+    """A whole run, resolved: what is recorded, logged and hashed."""
+
+    config_version: Literal[1]
+    study: StudyConfig
+    arm: str | None  # a row of a table; null: named after the algorithm
+    experiment: str | None
+    seed: int = Field(ge=0)
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int | None = Field(ge=1)  # CPU threads of torch; null: torch's choice
+    group_size: int = Field(ge=1)
+    samples_per_step: int | None = Field(ge=1)  # exactly one of the two;
+    prompts_per_step: int | None = Field(ge=1)  # the other one is null
+    budget: BudgetConfig
+    epochs: int = Field(ge=1)
+    minibatches: int = Field(ge=1)
+    micro_batch_tokens: int | None = Field(ge=1)  # padded tokens per forward of the update; null: by device
+    lr: float | None = Field(ge=0, lt=1)
+    critic_lr: float | None = Field(ge=0, lt=1)
+    kl_coef: float = Field(ge=0)
+    target_kl: float | None = Field(gt=0)
+    dialect: str
+    mask_truncated: bool  # take truncated answers out of the loss
+    optim: OptimConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    export: bool  # write the trained policy as a Hugging Face folder
+    resume: bool
+    isolate: bool  # run each job of a sweep in its own process
+    results: str  # folder that records go to
+    algo: Any  # an Algorithm, see grpo_bench/algos
+    task: TaskConfig
+    reward: RewardConfig
+    model: ModelConfig
+    rollout: RolloutConfig
+    tracker: TrackerConfig
+
+    @property
+    def prompts(self) -> int:
+        """Problems per step, P."""
+        if self.prompts_per_step is not None:
+            return self.prompts_per_step
+        assert self.samples_per_step is not None
+        return self.samples_per_step // self.group_size
+
+    @property
+    def samples(self) -> int:
+        """Completions per step, B."""
+        return self.prompts * self.group_size
