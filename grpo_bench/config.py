@@ -1,4 +1,4 @@
-"""The schema: every field typed and ranged, unknown keys refused.
+"""The schema: every field typed and ranged, unknown keys refused; and ``parse``, the only way to a ``Config``.
 
 YAML in ``conf/`` holds the values, this file the types and ranges; a field has a default here only if it was added
 after version 1 of the schema, and that default must mean "as before" (see ``config_hash``).
@@ -8,13 +8,32 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, field_serializer, field_validator
+
+from grpo_bench import config_checks, config_errors
+from grpo_bench.config_errors import ConfigError
+from grpo_bench.device import resolve_device, resolve_dtype
+from grpo_bench.identity import config_hash, run_dir, run_id
+from grpo_bench.tuned import tuned_rate
+from grpo_bench.types import UserError
+
+__all__ = ["CONFIG_VERSION", "Config", "config_hash", "parse", "run_dir", "run_id", "warnings"]
 
 CONFIG_VERSION = 1
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: Any) -> Any:
+        """``group_size=true`` would be read as 1."""
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name].annotation):
+            raise ValueError("should not be true or false")
+        return value
 
 
 class StudyConfig(Strict):
@@ -185,7 +204,8 @@ class Config(Strict):
 
     config_version: Literal[1]
     study: StudyConfig
-    arm: str | None  # a row of a table; null: named after the algorithm
+    arm: str | None  # names the settings of a row of a table; null: named after the algorithm
+    row: str | None  # the arm and the overrides that vary in its sweep; null: the arm
     experiment: str | None
     seed: int = Field(ge=0)
     device: Literal["auto", "cpu", "cuda"]
@@ -217,6 +237,12 @@ class Config(Strict):
     rollout: RolloutConfig
     tracker: TrackerConfig
 
+    @field_serializer("algo")
+    def _algo_node(self, algo: Any, info: SerializationInfo) -> dict[str, Any]:
+        """As its YAML has it: ``class`` is an alias, since it is a reserved word."""
+        mode = "json" if info.mode_is_json() else "python"
+        return algo.model_dump(mode=mode, by_alias=True, exclude_defaults=info.exclude_defaults)
+
     @property
     def prompts(self) -> int:
         """Problems per step, P."""
@@ -229,3 +255,75 @@ class Config(Strict):
     def samples(self) -> int:
         """Completions per step, B."""
         return self.prompts * self.group_size
+
+    @property
+    def name(self) -> str:
+        """What a run is called: its arm, else its algorithm."""
+        return self.arm or str(self.algo.name)
+
+
+def plain(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """A composed configuration as plain data, interpolations resolved, without Hydra's own node."""
+    if not isinstance(cfg, DictConfig):
+        return {key: value for key, value in cfg.items() if key != "hydra"}
+    try:
+        ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        data = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError([str(e).splitlines()[0]]) from None
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def parse(cfg: DictConfig | dict[str, Any]) -> Config:
+    """A composed (or recorded) configuration, validated and resolved: row, device, dtype and learning rates filled in.
+
+    Idempotent: ``parse(parse(c).model_dump(mode="json")) == parse(c)``. Raises ``ConfigError`` with one line per
+    problem: unknown and misplaced keys, types, ranges, contradictions.
+    """
+    from grpo_bench import algos  # here, so that reading the schema does not cost the algorithms
+
+    data = plain(cfg)
+    node = data.get("algo")
+    if not isinstance(node, dict):
+        raise ConfigError([f"algo={node!r}: should be one of conf/algo, such as algo=grpo"])
+    problems: list[str] = []
+    algo: Any = None
+    try:
+        algo = algos.load(node)
+    except ValidationError as e:
+        problems += config_errors.describe(e, node, prefix=("algo",))
+    except UserError as e:
+        problems.append(str(e))
+    config: Config | None = None
+    try:
+        config = Config.model_validate({**data, "algo": algo})
+    except ValidationError as e:
+        problems += config_errors.describe(e, node)
+    if config is not None and algo is not None:
+        problems += config_checks.contradictions(config)
+    if problems or config is None:
+        raise ConfigError(problems)
+    config = _resolve(config)
+    config.algo.check(config)
+    return config
+
+
+def _resolve(cfg: Config) -> Config:
+    """Fill in what null and auto stand for, so that the record says what ran."""
+    device = resolve_device(cfg.device)
+    update: dict[str, Any] = {
+        "row": cfg.row or cfg.name,
+        "device": device,
+        "model": cfg.model.model_copy(update={"dtype": resolve_dtype(cfg.model.dtype, device)}),
+    }
+    if cfg.lr is None:
+        update["lr"] = tuned_rate("lr", cfg)
+    if cfg.critic_lr is None and cfg.algo.needs_critic:
+        update["critic_lr"] = tuned_rate("critic_lr", cfg)
+    return cfg.model_copy(update=update)
+
+
+def warnings(cfg: Config) -> list[str]:
+    """Settings that are inert or that bias a comparison, one line each."""
+    return [*cfg.algo.check(cfg), *config_checks.warnings(cfg)]

@@ -64,6 +64,7 @@ class Batch:
     rewards: Tensor  # (B,) shaped reward
     correct: Tensor  # (B,) strict match and finished
     finished: Tensor  # (B,) ended by itself, not truncated
+    prompt_lengths: Tensor | None = None  # (B,) tokens of each prompt; None: no prompt is padded
     old_logp: Tensor | None = None  # (B,T)
     ref_logp: Tensor | None = None  # (B,T)
     values: Tensor | None = None  # (B,T)

@@ -1,0 +1,48 @@
+"""G completions per problem, by engine.
+
+An engine is a class with one method; which one is ``rollout=``. vLLM or another server would be a third.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from grpo_bench.rollout.noise import Noise
+from grpo_bench.types import Rollouts
+
+if TYPE_CHECKING:
+    from grpo_bench.config import RolloutConfig
+    from grpo_bench.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; ``temperature: 0`` is greedy. A completion also ends where a stop string appears."""
+
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    def generate(
+        self, policy: Policy, tokenizer: Any, prompt_ids: list[list[int]], group_size: int, sampling: Sampling, noise: Noise
+    ) -> Rollouts:
+        """``group_size`` completions of each prompt; rows of a prompt stand together."""
+
+
+def make_engine(cfg: RolloutConfig) -> Engine:
+    """The engine that ``rollout.engine`` names."""
+    if cfg.engine == "hf":
+        from grpo_bench.rollout.hf import HFEngine
+
+        return HFEngine(cfg.batch_size)
+    from grpo_bench.rollout.native import NativeEngine
+
+    return NativeEngine(cfg.batch_size)
+
+
+__all__ = ["Engine", "Noise", "Sampling", "make_engine"]

@@ -9,11 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from grpo_bench.tasks.demonstrations import demonstrate, kind_of
+from grpo_bench.tasks.prompts import adds_special_tokens, render, separator
 from grpo_bench.types import Problem
 
 if TYPE_CHECKING:
     from grpo_bench.config import TaskConfig
     from grpo_bench.tasks.grading import Grade
+    from grpo_bench.tasks.verifier import Verifier
 
 
 class Task(ABC):
@@ -21,17 +24,22 @@ class Task(ABC):
 
     ``train`` problems are an endless stream: ``train_problem(i)`` is the i-th one, the same for every algorithm at
     the same seed. ``dev`` is a slice of the training problems that the stream never shows; ``test`` is opened once,
-    at the end.
+    at the end. A subclass gives ``draw``, ``dev``, ``test`` and ``problem``; prompts, demonstrations and grades
+    follow from its config.
     """
 
-    cfg: TaskConfig
     fingerprint: str  # hash of the data (or of the generator's settings) with the task's version
     prompt_stream_hash: str  # data fingerprint + seed + ordering rule
-    notes: list[str]  # what loading dropped and why, one line each, for the log and the provenance
+
+    def __init__(self, cfg: TaskConfig, seed: int) -> None:
+        self.cfg = cfg
+        self.seed = seed
+        self.notes: list[str] = []  # what loading dropped and why, one line each, for the log and the provenance
+        self._verifier: Verifier | None = None
 
     @abstractmethod
-    def train_problem(self, index: int) -> Problem:
-        """The index-th problem of the endless training stream (a shuffle of the data per pass)."""
+    def draw(self, index: int, seed: int, purpose: str) -> Problem:
+        """The index-th training problem of the endless stream keyed by (seed, purpose); never a dev problem."""
 
     @abstractmethod
     def dev(self, n: int) -> list[Problem]:
@@ -42,16 +50,80 @@ class Task(ABC):
         """The first n test problems (a fixed order that does not depend on the seed); None: all."""
 
     @abstractmethod
-    def demonstrations(self, n: int, seed: int) -> list[tuple[Problem, str]]:
-        """n training problems with the response to imitate in the warm start."""
+    def problem(self, id: str) -> Problem:
+        """The problem of that id, whatever its split; raises UserError when there is none."""
 
-    @abstractmethod
+    def train_problem(self, index: int) -> Problem:
+        """The index-th problem of the endless training stream (a shuffle of the data per pass)."""
+        return self.draw(index, self.seed, "train")
+
+    def fit(self, tokenizer: Any) -> None:
+        """Drop training prompts above ``max_prompt_tokens``; called once, after the tokenizer is loaded.
+
+        Nothing to do for a task whose prompts are short by construction.
+        """
+        return
+
+    def demonstrations(self, n: int, seed: int) -> list[tuple[Problem, str]]:
+        """n training problems with the response to imitate in the warm start.
+
+        Entry i depends on (data, seed, i) alone; its kind (worked, bare, unmarked) is drawn by
+        ``cfg.demonstrations``. A response begins with the space that the prompt leaves to it, if any.
+        """
+        pairs = []
+        for index in range(n):
+            problem = self.draw(index, seed, "demonstrations")
+            kind = kind_of(self.cfg.demonstrations, seed, index)
+            pairs.append((problem, separator(self.cfg.prompt) + demonstrate(self.cfg.answer, problem, kind)))
+        return pairs
+
     def prompt(self, problem: Problem, tokenizer: Any) -> str:
         """The model's input for a problem, by ``cfg.prompt``."""
+        return render(self.cfg.prompt, problem.question, tokenizer)
 
-    @abstractmethod
+    def prompt_ids(self, problems: Sequence[Problem], tokenizer: Any) -> list[list[int]]:
+        """Token ids of the problems' prompts, one list each, not padded.
+
+        A chat template writes its special tokens itself; a plain prompt gets the tokenizer's (a BOS, where it has one).
+        """
+        if not problems:
+            return []
+        texts = [self.prompt(problem, tokenizer) for problem in problems]
+        return tokenizer(texts, add_special_tokens=adds_special_tokens(self.cfg.prompt))["input_ids"]
+
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """One grade per response; never raises on what a model wrote."""
+        from grpo_bench.tasks import grading
+
+        if self.cfg.answer == "math" and self._verifier is None:
+            from grpo_bench.tasks.verifier import Verifier
+
+            self._verifier = Verifier(seconds=self.cfg.verify_seconds, workers=self.cfg.verify_workers)
+        return grading.grade(
+            self.cfg.answer, [problem.answer for problem in problems], list(responses), verifier=self._verifier
+        )
 
     def close(self) -> None:
-        """Stop worker processes."""
+        """Stop worker processes; a later ``grade`` starts them again."""
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
+
+
+def load_task(cfg: TaskConfig, seed: int) -> Task:
+    """The task of a config: reads and checks its data; raises UserError when there is something wrong with them."""
+    if cfg.name == "arithmetic":
+        from grpo_bench.tasks.arithmetic import ArithmeticTask
+
+        return ArithmeticTask(cfg, seed)
+    if cfg.name == "gsm8k":
+        from grpo_bench.tasks.gsm8k import GSM8KTask
+
+        return GSM8KTask(cfg, seed)
+    if cfg.name == "math":
+        from grpo_bench.tasks.math import MathTask
+
+        return MathTask(cfg, seed)
+    from grpo_bench.tasks.custom import CustomTask
+
+    return CustomTask(cfg, seed)

@@ -1,0 +1,196 @@
+"""What every algorithm shares: knobs of the KL, and defaults for all but its three equations.
+
+An algorithm is a strict pydantic model: its fields are its knobs, its methods are the equations. It does not inherit
+from another algorithm, loads no models and does no I/O.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grpo_bench import ops
+from grpo_bench.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_bench.config import Config
+    from grpo_bench.types import Batch
+
+Aggregation = Literal["sequence_mean", "token_mean", "constant_length"]
+
+
+class Knobs(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class KL(Knobs):
+    """Where a KL penalty acts; its coefficient is the root key ``kl_coef``."""
+
+    place: Literal["none", "loss", "reward"]
+    to: Literal["reference", "old"]
+    estimator: Literal["k1", "k2", "k3"]
+    control: Literal["fixed", "adaptive"]
+    target: float = Field(gt=0)  # adaptive: token mean of k3 that the coefficient steers to
+    horizon: float = Field(gt=0)  # adaptive: samples over which it steers
+
+
+class Algorithm(Knobs, ABC):
+    """The contract between an algorithm and the run; shapes as in types.py.
+
+    loss = Σ weights · (token_loss + vf_coef · value_loss), so that any split into micro-batches and any padding give
+    the same gradient.
+    """
+
+    name: str
+    path: str | None = Field(alias="class")  # package.module:Class of an algorithm from outside the checkout
+    aggregation: Aggregation
+    length: float = Field(gt=0)  # of constant_length, in tokens
+    entropy_coef: float = Field(ge=0)
+    kl: KL
+
+    dialects: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+
+    @property
+    def needs_critic(self) -> bool:
+        """A value network is trained and ``batch.values`` filled."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """``batch.ref_logp`` is filled (and the reference model kept)."""
+        return self.kl.place != "none" and self.kl.to == "reference"
+
+    @property
+    def needs_old_logp(self) -> bool:
+        """The advantages read ``batch.old_logp``: it must be scored before them, even with one update per rollout."""
+        return self.kl.place == "reward"
+
+    @property
+    def needs_entropy(self) -> bool:
+        """``token_loss`` is given the entropy with its gradient."""
+        return self.entropy_coef > 0
+
+    @property
+    def acts_without_advantage(self) -> bool:
+        """A KL, entropy or critic term trains on rows whose advantage is 0, so they may not be skipped."""
+        return self.kl.place == "loss" or self.needs_entropy or self.needs_critic
+
+    @property
+    def whole_answer(self) -> bool:
+        """The loss is one scalar per answer, broadcast over its tokens; it requires ``sequence_mean``."""
+        return False
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(clip_low, clip_high) of the ratio, for the metrics; infinite without a clip."""
+        return float("inf"), float("inf")
+
+    @property
+    def extra_rollouts(self) -> Literal["none", "greedy", "branches"]:
+        return "none"
+
+    @property
+    def refill(self) -> bool:
+        """After ``keep``, draw more prompts until the step is full; else only drop."""
+        return False
+
+    @property
+    def frozen_steps(self) -> int:
+        """First steps in which only the critic is trained (its warm-up); their samples are charged."""
+        return 0
+
+    @property
+    def value_weight(self) -> float:
+        """vf_coef: weight of the value loss."""
+        return 0.0
+
+    def keep(self, batch: Batch) -> Tensor:
+        """(B,) bool; dropped rows keep their place and get mask 0, their samples are charged."""
+        return batch.finished | ~batch.finished
+
+    @abstractmethod
+    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(B,T) advantages and (B,T) value targets (None without a critic)."""
+
+    @abstractmethod
+    def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
+        """(B,T), minimised."""
+
+    def token_weights(self, mask: Tensor) -> Tensor:
+        """(B,T): how tokens become one number, fixed per update; by ``aggregation``."""
+        if self.aggregation == "sequence_mean":
+            return ops.sequence_mean(mask)
+        if self.aggregation == "token_mean":
+            return ops.token_mean(mask)
+        return ops.constant_length(mask, self.length)
+
+    def value_loss(self, values: Tensor, batch: Batch) -> Tensor:
+        """(B,T), only with a critic; same weights as the token loss."""
+        raise NotImplementedError(f"{self.name} has no critic")
+
+    def penalty(self, logp: Tensor, batch: Batch, entropy: Tensor | None) -> Tensor | float:
+        """α·KL − c·H of the loss, (B,T) or 0: shared by all algorithms, added to the negated surrogate."""
+        total: Tensor | float = 0.0
+        if self.kl.place == "loss" and batch.kl_coef > 0:
+            other = batch.ref_logp if self.kl.to == "reference" else batch.old_logp
+            assert other is not None
+            total = batch.kl_coef * ops.KL_ESTIMATORS[self.kl.estimator](logp, other)
+        if self.entropy_coef > 0:
+            assert entropy is not None
+            total = total - self.entropy_coef * entropy
+        return total
+
+    def reward_penalty(self, batch: Batch) -> Tensor | float:
+        """β·KL of each sampled token where the KL is part of the reward, (B,T), else 0."""
+        if self.kl.place != "reward" or batch.kl_coef == 0:
+            return 0.0
+        assert batch.old_logp is not None
+        assert batch.ref_logp is not None
+        return batch.kl_coef * ops.KL_ESTIMATORS[self.kl.estimator](batch.old_logp, batch.ref_logp) * batch.mask
+
+    def next_state(self, batch: Batch) -> dict[str, float]:
+        """Running means, once per step. ``batch.state`` holds what the step measured: ``kl`` (token mean of k3 to
+        the model that ``kl.to`` names) and ``samples``.
+
+        Adaptive coefficient: β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon) (Ziegler et al. 2019, arXiv:1909.08593,
+        §2.2). Differs: KL in token means of k3, not sequence sums.
+        """
+        if self.kl.control == "fixed" or "kl" not in batch.state:
+            return {}
+        error = min(max(batch.state["kl"] / self.kl.target - 1, -0.2), 0.2)
+        return {"kl_coef": batch.kl_coef * (1 + error * batch.state["samples"] / self.kl.horizon)}
+
+    def check(self, cfg: Config) -> list[str]:
+        """Warnings about inert or half-configured settings; raises UserError on contradictions."""
+        updates = cfg.epochs * cfg.minibatches
+        warnings = []
+        if self.kl.place == "reward" and self.kl.to == "old":
+            raise UserError(
+                "algo.kl.place=reward with algo.kl.to=old: the old policy is the one that sampled, so this KL is 0; "
+                "set algo.kl.to=reference or algo.kl.place=loss"
+            )
+        if self.whole_answer and self.aggregation != "sequence_mean":
+            raise UserError(
+                f"algo={self.name} has one loss per answer here: it needs algo.aggregation=sequence_mean, "
+                f"not {self.aggregation}"
+            )
+        if self.kl.control == "adaptive" and cfg.kl_coef == 0:
+            raise UserError("algo.kl.control=adaptive multiplies kl_coef, and kl_coef=0 stays 0; set kl_coef=0.01 or so")
+        if self.kl.control == "adaptive" and self.kl.place == "none":
+            raise UserError("algo.kl.control=adaptive with algo.kl.place=none: there is no KL to steer; set the place")
+        if self.dialects.get(cfg.dialect) is None:
+            raise UserError(f"dialect={cfg.dialect} is not known to algo={self.name}; it has {', '.join(self.dialects)}")
+        if self.kl.place == "none" and cfg.kl_coef > 0:
+            warnings.append(f"kl_coef={cfg.kl_coef:g} is inert: algo.kl.place is none")
+        if self.kl.place == "loss" and self.kl.estimator == "k1" and cfg.kl_coef > 0:
+            warnings.append("algo.kl.estimator=k1 in the loss: its expected gradient is 0 on policy; k2 or k3 act")
+        if updates == 1:
+            if self.kl.place == "loss" and self.kl.to == "old" and cfg.kl_coef > 0:
+                warnings.append("KL to the old policy is inert with one update per rollout (epochs=1 minibatches=1)")
+            if cfg.target_kl is not None:
+                warnings.append("target_kl is inert with one update per rollout (epochs=1 minibatches=1)")
+        return warnings

@@ -1,0 +1,67 @@
+"""Group Relative Policy Optimization: the group's rewards are the baseline, there is no critic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from grpo_bench import ops
+from grpo_bench.algos.base import Algorithm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_bench.config import Config
+    from grpo_bench.types import Batch
+
+
+class GRPO(Algorithm):
+    """J(θ) = 1/G Σᵢ 1/|oᵢ| Σₜ { min[ρᵢₜ Ãᵢ, clip(ρᵢₜ, 1−ε, 1+ε) Ãᵢ] − β (π_ref/π_θ − log π_ref/π_θ − 1) }
+    Ãᵢ = (rᵢ − mean r) / (std r + 1e-8)          DeepSeekMath, arXiv:2402.03300, eq. 3-4, outcome supervision.
+
+    Differs: std with ddof 0, so that the scale of Ã does not change with G (the paper gives neither ddof nor ε).
+    Differs: a group of equal rewards has Ã = 0, decided by max − min ≤ 1e-6 and not by the 1e-8.
+    ``ratio: sequence`` is the whole-answer ratio π(o)/π_old(o); ``surrogate: logprob`` the form log π·Ã, without ratio.
+    With ``kl.place: reward`` the answer's summed penalty is taken from its reward before the group is normalised.
+    """
+
+    clip_low: float = Field(gt=0)
+    clip_high: float = Field(gt=0)
+    ratio: Literal["token", "sequence"]
+    surrogate: Literal["clip", "logprob"]
+    ddof: Literal[0, 1]
+    eps: float = Field(ge=0)
+
+    @property
+    def whole_answer(self) -> bool:
+        return self.surrogate == "clip" and self.ratio == "sequence"
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        return self.clip_low, self.clip_high
+
+    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        penalty = self.reward_penalty(batch) * batch.mask
+        rewards = batch.rewards - penalty.sum(1)
+        scores = ops.group_zscore(rewards, batch.group_size, self.ddof, self.eps)
+        return scores[:, None] * batch.mask, None
+
+    def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
+        assert batch.old_logp is not None
+        assert batch.advantages is not None
+        if self.surrogate == "logprob":
+            return -logp * batch.advantages + self.penalty(logp, batch, entropy)
+        new, old = logp, batch.old_logp
+        if self.ratio == "sequence":
+            new, old = ops.sequence_logp(new, batch.mask), ops.sequence_logp(old, batch.mask)
+        surrogate = ops.clipped_surrogate(new, old, batch.advantages, self.clip_low, self.clip_high)
+        return -surrogate + self.penalty(logp, batch, entropy)
+
+    def check(self, cfg: Config) -> list[str]:
+        warnings = super().check(cfg)
+        if cfg.group_size == 1:
+            warnings.append("group_size=1 with a group baseline: every advantage is 0, nothing is learned")
+        if cfg.epochs * cfg.minibatches == 1 and self.surrogate == "clip":
+            warnings.append("the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1")
+        return warnings

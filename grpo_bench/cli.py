@@ -1,0 +1,193 @@
+"""The command line: preflight of all jobs, then one run, or a sweep with one child process per job.
+
+The parent of a sweep imports no torch: bad configurations are refused in a second, and no memory is held beside the
+jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from argparse import Namespace
+from typing import Any, NoReturn
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from grpo_bench.config import Config, parse, run_dir, run_id
+from grpo_bench.config_errors import ConfigError
+from grpo_bench.jobs import child_command, outcome, run_job, say
+from grpo_bench.paths import conf_dir, sweeps_dir
+from grpo_bench.preflight import Plan, preflight, row_name
+from grpo_bench.resume import complete_line, standing
+from grpo_bench.types import UserError
+
+SWEEP = "GRPO_BENCH_SWEEP"  # what jobs need to know of their sweep; survives into the processes of parallel launchers
+
+HELP = """usage: python -m grpo_bench [-m] [KEY=VALUE ...]
+
+Train a language model with a reinforcement learning algorithm on mathematics, and record what it learns at what cost.
+Without arguments: GRPO on the embedded task and model, no download.
+
+  python -m grpo_bench algo=grpo group_size=16                          one run
+  python -m grpo_bench algo=ppo task=gsm8k model=qwen2.5-0.5b           one run on real data
+  python -m grpo_bench -m arm=ppo,grpo_g8,grpo_g16 'seed=range(5)'      a sweep: arms x seeds
+  python -m grpo_bench -m --config-dir sweeps --config-name ppo_vs_grpo a published comparison
+  python -m grpo_bench.table results/STUDY-TASK                         its tables and figures
+
+  -m                    run every combination of the values given as a,b or range(n)
+  --cfg job             show what would run, resolved and validated, and run nothing
+  --config-dir DIR      a folder of your own with configurations beside conf/
+  --config-name NAME    a sweep file in it
+  --hydra-help          more on the syntax
+
+Groups (GROUP=NAME):
+{groups}
+
+Any key can be set (KEY=VALUE, or NODE.KEY=VALUE); those most often set:
+  seed  group_size  samples_per_step | prompts_per_step  budget.unit  budget.amount  lr  kl_coef  epochs  minibatches
+  study.name  task.path  model.path  model.id  eval.every  device  resume  results
+Meaning and defaults: {conf}
+"""
+
+
+def main() -> None:
+    """Exit codes: 0; 1 when a job of a sweep failed; 2 for bad input, in one line; 130 for Ctrl-C, 143 for SIGTERM."""
+    # +arm= and +experiment= are how Hydra's documentation adds a group that is null by default
+    sys.argv = [re.sub(r"^\+(arm|experiment)=", r"\1=", a) for a in sys.argv]
+    args = get_args_parser().parse_args()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that is ours shows where it happened
+    try:
+        _main(args)
+    except UserError as e:
+        _refuse(e)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues it", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main(args: Namespace) -> None:
+    if args.help:
+        print(HELP.format(groups=_groups(), conf=conf_dir()))
+        return
+    if args.hydra_help or args.info or args.shell_completion or args.cfg in ("hydra", "all"):
+        _entry()
+        return
+    if args.config_path or args.experimental_rerun:
+        raise UserError("--config-path and --experimental-rerun are not supported; use --config-dir and --config-name")
+    if args.cfg is not None:
+        _show(args)
+        return
+    plan = preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun)
+    for line in plan.warnings():
+        print(f"warning: {line}", file=sys.stderr)
+    if args.multirun:
+        plan.write_jobs()
+        os.environ[SWEEP] = json.dumps({"total": len(plan.jobs), "varying": plan.varying})
+        say(f"{len(plan.jobs)} jobs to {' and '.join(sorted({str(run_dir(j.config).parent) for j in plan.jobs}))}")
+        if any(job.config.study.name is None for job in plan.jobs):
+            print("note: give study.name=... to make a table of these runs", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _terminate)
+    _entry()
+    if args.multirun:
+        _end(plan)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    """SIGTERM as an exception: children are stopped and records closed on its way out."""
+    sys.exit(143)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    lines = error.lines if isinstance(error, ConfigError) else [str(error)]
+    print("error: " + "\n".join(lines), file=sys.stderr)
+    sys.exit(2)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def _entry(composed: DictConfig) -> None:
+    """One job, called by Hydra: of a sweep in a child process, else here."""
+    cfg = parse(composed)
+    context = HydraConfig.get()
+    if context.mode != RunMode.MULTIRUN:
+        try:
+            _run(cfg)
+        except UserError as e:  # here, since Hydra prints a traceback of what leaves its task
+            _refuse(e)
+        return
+    sweep = json.loads(os.environ[SWEEP])
+    overrides = list(context.overrides.task)
+    cfg = cfg.model_copy(update={"row": row_name(cfg, overrides, sweep["varying"])})
+    label = f"#{int(context.job.num) + 1}/{sweep['total']} {cfg.row} seed={cfg.seed}"
+    if not cfg.isolate:
+        _run_here(cfg, label)
+        return
+    config_dir = next((s.path for s in context.runtime.config_sources if s.provider == "command-line"), None)
+    hydras = [o for o in context.overrides.hydra if o.startswith("hydra.searchpath=")]
+    run_job(cfg, child_command(overrides + hydras, context.job.config_name, config_dir, str(cfg.row)), label)
+
+
+def _run(cfg: Config) -> dict[str, Any] | None:
+    """One run in this process; None where it was complete before."""
+    directory = run_dir(cfg)
+    if standing(cfg, directory) == "complete":
+        say(complete_line(directory))
+        return None
+    from grpo_bench.run import run
+
+    return run(cfg, directory)
+
+
+def _run_here(cfg: Config, label: str) -> None:
+    """One job of a sweep with ``isolate=false``: its error ends it alone, its crash ends them all."""
+    try:
+        result = _run(cfg)
+    except UserError as e:
+        say(f"{label} FAILED: {e}")
+    except Exception:
+        traceback.print_exc()
+        say(f"{label} FAILED; see above")
+    else:
+        if result is not None:
+            say(f"{label} done {outcome(result)}")
+
+
+def _end(plan: Plan) -> None:
+    """The last lines of a sweep; exit code 1 unless every job is complete, by what lies on disk."""
+    failed = [job for job in plan.jobs if standing(job.config, run_dir(job.config)) != "complete"]
+    folders = sorted({str(run_dir(job.config).parent) for job in plan.jobs if job.config.study.name is not None})
+    for folder in folders:
+        say(f"table: python -m grpo_bench.table {folder}")
+    if failed:
+        print(f"error: {len(failed)} of {len(plan.jobs)} jobs are not complete; the same command continues them", file=sys.stderr)
+        sys.exit(1)
+
+
+def _show(args: Namespace) -> None:
+    """``--cfg job``: the jobs as they would be recorded."""
+    plan = preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun)
+    for number, job in enumerate(plan.jobs, 1):
+        if len(plan.jobs) > 1:
+            print(f"--- # {number}/{len(plan.jobs)} {run_id(job.config)}")
+        print(yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+    for line in plan.warnings():
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def _groups() -> str:
+    lines = []
+    for folder in sorted(d for d in conf_dir().iterdir() if d.is_dir() and d.name not in ("tuned", "hydra")):
+        names = sorted(f.stem for f in folder.glob("*.yaml"))
+        lines.append(f"  {folder.name:<12}{', '.join(names)}")
+    sweeps = sweeps_dir()
+    if sweeps is not None:
+        lines.append(f"  {'(sweeps/)':<12}{', '.join(sorted(f.stem for f in sweeps.glob('*.yaml')))}")
+    return "\n".join(lines)

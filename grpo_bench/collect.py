@@ -1,0 +1,128 @@
+"""One step's experience: problems -> completions -> grades -> rewards -> a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from grpo_bench import ops, rewards
+from grpo_bench.rollout import Engine, Noise, Sampling
+from grpo_bench.tasks import Task
+from grpo_bench.tasks.grading import Grade
+from grpo_bench.types import Batch, Problem, Rollouts
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config
+    from grpo_bench.cost import Meter
+    from grpo_bench.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A batch with what it was made of; lists have one entry per row."""
+
+    batch: Batch
+    rows: list[Problem]
+    rollouts: Rollouts
+    grades: list[Grade]
+    parts: dict[str, list[float]]
+
+
+def sampling_of(cfg: Config) -> Sampling:
+    """The training rollouts' sampling."""
+    r = cfg.rollout
+    return Sampling(r.temperature, cfg.task.max_new_tokens, r.top_p, r.top_k, tuple(cfg.task.stop))
+
+
+def collect(
+    cfg: Config, task: Task, policy: Policy, tokenizer: Any, engine: Engine, problems: list[Problem], step: int, meter: Meter
+) -> Experience:
+    """Sample ``group_size`` completions of each problem, grade and reward them."""
+    with meter.phase("rollout"):
+        prompts = task.prompt_ids(problems, tokenizer)
+        noise = Noise(cfg.seed, "train", step)
+        rollouts = engine.generate(policy, tokenizer, prompts, cfg.group_size, sampling_of(cfg), noise)
+    with meter.phase("reward"):
+        rows = [problem for problem in problems for _ in range(cfg.group_size)]
+        grades = task.grade(rows, rollouts.texts)
+        texts = [task.prompt(problem, tokenizer) for problem in problems for _ in range(cfg.group_size)]
+        scored = rewards.Scored(rows, texts, rollouts.texts, grades, rollouts.finished, cfg.seed, step)
+        total, parts = rewards.reward(cfg.reward.parts, scored)
+    correct = [grade.strict and ended for grade, ended in zip(grades, rollouts.finished, strict=True)]
+    return Experience(make_batch(rollouts, total, correct, policy.device), rows, rollouts, grades, parts)
+
+
+def make_batch(rollouts: Rollouts, total: list[float], correct: list[bool], device: torch.device) -> Batch:
+    """Pad prompts on the left and completions on the right; the mask comes from lengths alone."""
+    group = rollouts.group_size
+    prompts = [rollouts.prompt_ids[i // group] for i in range(len(rollouts.completion_ids))]
+    width, length = max(map(len, prompts)), max(max(map(len, rollouts.completion_ids)), 1)
+    tokens = [
+        [0] * (width - len(p)) + p + c + [0] * (length - len(c))
+        for p, c in zip(prompts, rollouts.completion_ids, strict=True)
+    ]
+    sizes = torch.tensor([len(c) for c in rollouts.completion_ids], device=device)
+    return Batch(
+        tokens=torch.tensor(tokens, device=device),
+        mask=(torch.arange(length, device=device)[None] < sizes[:, None]).float(),
+        group_ids=torch.arange(len(prompts), device=device) // group,
+        rewards=torch.tensor(total, device=device),
+        correct=torch.tensor(correct, device=device),
+        finished=torch.tensor(rollouts.finished, device=device),
+        prompt_lengths=torch.tensor([len(p) for p in prompts], device=device),
+    )
+
+
+def drop(batch: Batch, keep: Tensor) -> Batch:
+    """Rows that are not kept stay in place with mask 0, so that B and every row's place are what they were."""
+    return replace(batch, mask=batch.mask * keep[:, None])
+
+
+def repetition(ids: list[int], n: int = 4) -> float:
+    """1 − distinct/all n-grams of a completion; 0 for one shorter than n."""
+    grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def describe(experience: Experience, kept: Tensor) -> dict[str, float | None]:
+    """What was sampled, under the glossary's names: reward/, group/, completions/."""
+    batch, ids = experience.batch, experience.rollouts.completion_ids
+    lengths = torch.tensor([float(len(c)) for c in ids])
+    correct, finished = batch.correct.cpu(), batch.finished.cpu()
+    rewards_B = batch.rewards.cpu()
+    rewards_PG = rewards_B.view(-1, batch.group_size)
+    right_PG = correct.view(-1, batch.group_size)
+    flat = ops.flat_groups(rewards_B, batch.group_size).squeeze(1)
+    kept_P = kept.cpu().view(-1, batch.group_size).any(1)
+
+    def mean(x: Tensor) -> float | None:
+        return float(x.float().mean()) if len(x) else None
+
+    return {
+        "reward/mean": mean(rewards_B),
+        "reward/std": float(rewards_B.std(correction=0)),
+        "reward/min": float(rewards_B.min()),
+        "reward/max": float(rewards_B.max()),
+        "reward/group_std_mean": mean(rewards_PG.std(1, correction=0)),
+        "reward/correct": mean(correct),
+        "reward/flexible": mean(torch.tensor([g.flexible for g in experience.grades])),
+        "reward/format": mean(torch.tensor([g.marked for g in experience.grades])),
+        **{f"reward/{name}/mean": sum(values) / len(values) for name, values in experience.parts.items()},
+        "group/frac_zero_std": mean(flat),
+        "group/frac_all_correct": mean(right_PG.all(1)),
+        "group/frac_all_wrong": mean(~right_PG.any(1)),
+        "group/effective": float((kept_P & ~flat).sum()),
+        "group/filtered": float((~kept_P).sum()),
+        "completions/len_mean": mean(lengths),
+        "completions/len_min": float(lengths.min()),
+        "completions/len_max": float(lengths.max()),
+        "completions/len_correct": mean(lengths[correct]),
+        "completions/len_wrong": mean(lengths[~correct]),
+        "completions/truncated_frac": mean(~finished),
+        "completions/eos_frac": mean(finished),
+        "completions/terminated_len_mean": mean(lengths[finished]),
+        "completions/repetition": sum(map(repetition, ids)) / len(ids),
+    }

@@ -1,0 +1,96 @@
+"""What a run costs: estimated FLOPs by phase, seconds by phase, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the FLOPs of a dense transformer follow from."""
+
+    trunk: int  # parameters of its matrix products, without the language-model head
+    head: int  # hidden size x vocabulary
+    layers: int
+    width: int  # attention heads x head size
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Size:
+        config = model.config.get_text_config()
+        output = model.get_output_embeddings()
+        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        conv1d = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Conv1D")  # GPT-2's linear layer
+        head = output.weight.numel() if isinstance(output, nn.Linear) else 0
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(linear + conv1d - head, head, config.num_hidden_layers, config.num_attention_heads * size)
+
+    def forward(self, lengths: Sequence[int], headed: int) -> float:
+        """FLOPs of one causal forward over sequences of these lengths, the head on ``headed`` tokens.
+
+        2·N per token, and 2·layers·width·T² per sequence for causal attention (half of the full 4·layers·width·T²).
+        """
+        tokens, squares = sum(lengths), sum(n * n for n in lengths)
+        return 2.0 * self.trunk * tokens + 2.0 * self.head * headed + 2.0 * self.layers * self.width * squares
+
+    def rollout(self, prompts: Sequence[int], group_size: int, completions: Sequence[int]) -> float:
+        """FLOPs of sampling: each prompt once per group, then every sampled token against its cache."""
+        decode = 0.0
+        for i, length in enumerate(completions):
+            prompt = prompts[i // group_size]
+            decode += self.forward([prompt + length], 0) - self.forward([prompt], 0) + 2.0 * self.head * length
+        return self.forward(prompts, 0) + decode
+
+
+class Meter:
+    """Seconds by phase, of this step and of the whole run (interruptions left out)."""
+
+    def __init__(self, device: torch.device, total: dict[str, float] | None = None) -> None:
+        self.device = device
+        self.total: dict[str, float] = defaultdict(float, total or {})
+        self.step: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels run on after the call returns
+        seconds = time.perf_counter() - start
+        self.total[name] += seconds
+        self.step[name] += seconds
+
+    def end_step(self) -> dict[str, float]:
+        """Seconds of the step by phase; the next step begins."""
+        step, self.step = dict(self.step), defaultdict(float)
+        return step
+
+    @property
+    def training(self) -> float:
+        """Seconds that count against a budget: all but evaluation and writing the record."""
+        return sum(s for name, s in self.total.items() if name not in ("eval", "ckpt"))
+
+    def peak_memory(self) -> int:
+        """Bytes: allocated on a GPU; on a CPU the process's largest resident set."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        if status.is_file():
+            for line in status.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,89 @@
+"""Which run a configuration is: its hash, its name and its folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config
+
+# What may differ between two runs of one row, or differ on the way to one result: who asked, where it ran, how work
+# was split, how long it went on. Everything else is identity, the dtype that a device implies included.
+NOT_IDENTITY = (
+    "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
+    "checkpoint", "resume", "isolate", "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
+    "model.gradient_checkpointing",
+)  # fmt: skip
+WHOLE = 64 << 20  # bytes up to which a file is hashed whole
+CHUNK = 1 << 20
+
+
+def config_hash(cfg: Config) -> str:
+    """8 hex digits over all fields that differ from the schema's defaults, ``config_version`` included.
+
+    A field that gets a default later ("as before") leaves old hashes alone. Paths count by the content behind them.
+    """
+    data = cfg.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for key in NOT_IDENTITY:
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda d, k: d.get(k, {}), parents, data)
+        node.pop(last, None)
+    _by_content(data.get("task", {}), "path")
+    _by_content(data.get("task", {}), "math500_path")
+    _by_content(data.get("model", {}), "path")
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _by_content(node: dict[str, Any], key: str) -> None:
+    if node.get(key) is not None:
+        node[key] = fingerprint(node[key])
+
+
+def run_id(cfg: Config) -> str:
+    """``<arm or algo>-s<seed>-<hash>``."""
+    return f"{cfg.name}-s{cfg.seed}-{config_hash(cfg)}"
+
+
+def study_dir(cfg: Config) -> Path:
+    """``results/<study>-<task>``, or ``results/adhoc`` for runs outside a study."""
+    return Path(cfg.results) / (f"{cfg.study.name}-{cfg.task.name}" if cfg.study.name else "adhoc")
+
+
+def run_dir(cfg: Config) -> Path:
+    """The folder of a run's record; the same configuration always has the same one."""
+    return study_dir(cfg) / run_id(cfg)
+
+
+def fingerprint(path: str | Path) -> str:
+    """16 hex digits over the names and contents of a file, or of the files of a folder; the folder's place is left out.
+
+    Files above 64 MiB count by their size and 16 chunks of 1 MiB spread over them: weights that were trained differ
+    everywhere. A path that does not exist counts by its last name.
+    """
+    path = Path(path).expanduser()
+    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if path.is_dir() or not file.is_file():
+            digest.update(file.name.encode())
+        if file.is_file():
+            stat = file.stat()
+            digest.update(_file_digest(str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(file: str, size: int, mtime_ns: int) -> bytes:
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as f:
+        if size <= WHOLE:
+            digest.update(f.read())
+        else:
+            for i in range(16):
+                f.seek(i * (size - CHUNK) // 15)
+                digest.update(f.read(CHUNK))
+    return digest.digest()

@@ -1,0 +1,178 @@
+"""The jobs of a sweep, one child process each: a job that is killed or runs out of memory leaves the others running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo_bench.config import run_dir
+from grpo_bench.files import disk_errors, write_json
+from grpo_bench.resume import complete_line, read, standing
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config
+
+LIFE_SECONDS = 30.0  # between two signs of life of a job, on a terminal
+LIFE_SECONDS_LOG = 300.0  # and into a file
+GRACE_SECONDS = 20.0  # a child may finish writing before it is killed
+PROGRESS = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}
+
+
+def child_command(overrides: list[str], name: str, config_dir: str | None, row: str) -> list[str]:
+    """The command that runs one job of a sweep by itself."""
+    where = ["--config-name", name, *(["--config-dir", config_dir] if config_dir else [])]
+    quoted = "'" + row.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    ours = [o for o in overrides if not o.startswith(("hydra.mode=", "hydra/launcher=", "hydra.launcher."))]
+    return [sys.executable, "-m", "grpo_bench", *where, *ours, f"row={quoted}", "hydra.mode=RUN"]
+
+
+def run_job(cfg: Config, command: list[str], label: str) -> bool:
+    """Run one job of a sweep in a child process unless its record is complete; whether it is complete afterwards.
+
+    Prints one line at the end, and signs of life before it. What the child prints goes to ``stdout.log`` in its folder.
+    """
+    directory = run_dir(cfg)
+    if standing(cfg, directory) == "complete":
+        say(f"{label} {complete_line(directory)}")
+        return True
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    code = _run_child(cfg, command, directory, label)
+    seconds = time.monotonic() - start
+    result = read(directory / "result.json")
+    if code == 0 and result:
+        say(f"{label} done {duration(seconds)} {outcome(result)}".rstrip())
+        return True
+    reason = _reason(directory, code)
+    say(f"{label} FAILED after {duration(seconds)}: {reason}; see {directory / 'stdout.log'}")
+    return False
+
+
+def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> int:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    pause = LIFE_SECONDS if sys.stdout.isatty() else LIFE_SECONDS_LOG
+    with open(directory / "stdout.log", "ab") as log:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+        with _no_orphan(child):
+            while True:
+                try:
+                    return child.wait(timeout=pause)
+                except subprocess.TimeoutExpired:
+                    say(f"{label} {life(cfg, directory)}")
+
+
+@contextlib.contextmanager
+def _no_orphan(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whatever ends the parent (Ctrl-C, SIGTERM) ends the child first, with time to write down why."""
+    try:
+        yield
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(timeout=GRACE_SECONDS)
+            except BaseException:  # also a second Ctrl-C
+                child.kill()
+                child.wait()
+                raise
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies of what it cannot handle (kill -9), so that a restarted sweep does
+    not meet a live run of the one before."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _reason(directory: Path, code: int) -> str:
+    """Why a child ended. A killed one could not write it down itself, so that is done here."""
+    state = read(directory / "state.json")
+    if code < 0:
+        name = signal.Signals(-code).name
+        reason = f"killed by {name}" + (", most likely out of memory" if name == "SIGKILL" else "")
+    elif state.get("status") in ("failed", "diverged") and state.get("reason"):
+        reason = str(state["reason"])
+    else:
+        reason = _last_error(directory / "stdout.log") or f"exit code {code}"
+    if state.get("status") in (None, "running"):
+        state = {**state, "status": "failed", "reason": reason, "exit_code": code}
+        with disk_errors(directory):
+            write_json(directory / "state.json", state)
+    return reason
+
+
+def _last_error(log: Path) -> str:
+    """The last line that names an error in what a child printed."""
+    lines = [line.strip() for line in tail(log).splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith("error: ") or "Error" in line.split(":")[0]]
+    return (named or lines or [""])[-1].removeprefix("error: ")
+
+
+def life(cfg: Config, directory: Path) -> str:
+    """Where a running job is: step, reward, accuracy on dev and time left, from the last lines of its record."""
+    metrics, timing = _last_row(directory / "metrics.jsonl"), _last_row(directory / "timing.jsonl")
+    if not metrics:
+        return "starting"
+    parts = [f"step {metrics.get('step')}"]
+    if isinstance(metrics.get("reward/mean"), int | float):
+        parts.append(f"reward {metrics['reward/mean']:.3f}")
+    elapsed = timing.get("elapsed_s")
+    reached = elapsed if cfg.budget.unit == "seconds" else metrics.get(PROGRESS[cfg.budget.unit])
+    if isinstance(reached, int | float) and isinstance(elapsed, int | float) and reached > 0:
+        fraction = min(reached / cfg.budget.amount, 1.0)
+        parts.append(f"{100 * fraction:.0f} % done, {duration(elapsed * (1 - fraction) / fraction)} left")
+    return ", ".join(parts)
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """``acc 0.61``, of the greedy answers at the end; other ends by their status."""
+    accuracy = result.get("eval", {}).get("final", {}).get("greedy", {}).get("acc")
+    status = result.get("status")
+    parts = [f"acc {accuracy:.2f}"] if isinstance(accuracy, int | float) else []
+    return " ".join(parts + ([str(status)] if status not in (None, "complete") else []))
+
+
+def duration(seconds: float) -> str:
+    """``45s``, ``12m`` or ``1h05m``."""
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def tail(file: Path, size: int = 1 << 16) -> str:
+    """The last bytes of a file as text; empty when it is absent."""
+    try:
+        with open(file, "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - size))
+            return f.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_row(file: Path) -> dict[str, Any]:
+    """The last whole line of a jsonl file that is being written."""
+    for line in reversed(tail(file).splitlines()):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                return row
+    return {}

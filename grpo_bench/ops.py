@@ -1,0 +1,169 @@
+"""Pure tensor functions, one formula each; shapes as in types.py.
+
+Masked inputs and outputs are zero outside the mask. Nothing here can check that the data are on-policy, that rows of a
+group stand together, or that log-probs are at one temperature: callers see to that. Only methods of tensors are used,
+so that an algorithm's knobs can be read without importing torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLAT = 1e-6  # a group whose rewards differ by no more than this carries no signal
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Σ x·mask / Σ mask as a scalar; 0 when the mask is empty."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def following(x: Tensor) -> Tensor:
+    """(B,T) -> (B,T): what stands at t + 1, and 0 after the last column."""
+    shifted = x.roll(-1, dims=1)
+    shifted[:, -1] = 0
+    return shifted
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """(B,T) -> (B,T): 1 on the last masked token of each row; rows without tokens stay 0."""
+    return mask * (following(mask) == 0)
+
+
+def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float | Tensor) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16): (B,T) -> (B,T).
+
+    δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1};  V after the last token is 0.
+    λ = 0 gives δ_t, λ = 1 gives Σ_k γ^k r_{t+k} − V_t. ``lam`` is a float or a (B,1) tensor.
+    """
+    values = values * mask
+    deltas = (token_rewards + gamma * following(values) - values) * mask
+    advantages = deltas.new_zeros(deltas.shape)
+    carry = deltas.new_zeros(deltas.shape[0], 1)
+    for t in range(deltas.shape[1] - 1, -1, -1):
+        carry = (deltas[:, t : t + 1] + gamma * lam * carry) * mask[:, t : t + 1]
+        advantages[:, t : t + 1] = carry
+    return advantages
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """(x − μ) / sqrt(σ² + 1e-8) over the masked tokens, ddof 0: (B,T) -> (B,T)."""
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    return (x - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+def flat_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """(B,) -> (P,1) bool: groups whose rewards are all equal (max − min ≤ 1e-6).
+
+    Decided by this test and not by ε: with ε = 1e-8, float noise in eight rewards of 0.7 gives |A| near 1.
+    """
+    rewards_PG = rewards.view(-1, group_size)
+    return rewards_PG.amax(1, keepdim=True) - rewards_PG.amin(1, keepdim=True) <= FLAT
+
+
+def group_center(rewards: Tensor, group_size: int) -> Tensor:
+    """r_i − mean of its group: (B,) -> (B,); 0 in flat groups and for G = 1."""
+    rewards_PG = rewards.view(-1, group_size)
+    centred = rewards_PG - rewards_PG.mean(1, keepdim=True)
+    return centred.masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)
+
+
+def group_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float) -> Tensor:
+    """(r_i − μ) / (σ + ε) within each group: (B,) -> (B,); 0 in flat groups and for G = 1.
+
+    DeepSeekMath (arXiv:2402.03300, §4.1.2) leaves ddof and ε open. G ≤ ddof has no spread: 0.
+    """
+    if group_size <= ddof:
+        return rewards.new_zeros(rewards.shape)
+    centred = group_center(rewards, group_size)
+    std = rewards.view(-1, group_size).std(1, correction=ddof, keepdim=True)
+    return (centred.view(-1, group_size) / (std + eps)).view(-1)
+
+
+def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
+    """r_i − mean of the other members (RLOO, arXiv:2402.14740): (B,) -> (B,); 0 for G = 1, which has no others."""
+    if group_size == 1:
+        return rewards.new_zeros(rewards.shape)
+    return group_center(rewards, group_size) * (group_size / (group_size - 1))
+
+
+def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """log π − log π_ref per token: unbiased, may be negative; as a loss its expected gradient is 0. (B,T)."""
+    return logp - ref_logp
+
+
+def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """½ (log π − log π_ref)² per token: as a loss it has the gradient of KL(π‖π_ref) on policy. (B,T)."""
+    return 0.5 * (logp - ref_logp) ** 2
+
+
+def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """π_ref/π − log(π_ref/π) − 1 per token: unbiased and never negative (DeepSeekMath eq. 4). (B,T)."""
+    log_ratio = ref_logp - logp
+    return log_ratio.expm1() - log_ratio
+
+
+KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def clipped_surrogate(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), to be maximised; ρ = exp(logp − old_logp). (B,T).
+
+    PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
+    """
+    ratio = (logp - old_logp).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return (ratio * advantages).minimum(clipped * advantages)
+
+
+def sequence_logp(logp: Tensor, mask: Tensor) -> Tensor:
+    """Σ_t log π of each answer, broadcast over its tokens: (B,T) -> (B,T). For losses of a whole answer."""
+    return (logp * mask).sum(1, keepdim=True) * mask
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """max((V − R)², (V_old + clip(V − V_old, ±c) − R)²) per token; (V − R)² without a clip. (B,T)."""
+    loss = (values - returns) ** 2
+    if clip is None:
+        return loss
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return loss.maximum((near - returns) ** 2)
+
+
+def sequence_mean(mask: Tensor) -> Tensor:
+    """mask / (B·len_i): mean over each answer's tokens, then over answers. (B,T) -> (B,T)."""
+    return mask / (mask.shape[0] * mask.sum(1, keepdim=True).clamp(min=1))
+
+
+def token_mean(mask: Tensor) -> Tensor:
+    """mask / Σ mask: every token counts the same. (B,T) -> (B,T)."""
+    return mask / mask.sum().clamp(min=1)
+
+
+def constant_length(mask: Tensor, length: float) -> Tensor:
+    """mask / (B·length): sums over tokens, divided by a constant; length = 1 gives Σ log π. (B,T) -> (B,T)."""
+    return mask / (mask.shape[0] * length)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(R − V) / Var(R) over masked tokens; 0 when the returns do not vary (the ratio has no meaning)."""
+    residual = returns - values
+    spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)
+    error = masked_mean((residual - masked_mean(residual, mask)) ** 2, mask)
+    return (1 - error / spread.clamp(min=1e-12)) * (spread > 1e-12)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 − C(n−c, k) / C(n, k): chance that k of n samples, c of them right, hold a right one.
+
+    The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1). Raises ValueError unless 0 ≤ c ≤ n, 1 ≤ k ≤ n.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)

@@ -1,0 +1,133 @@
+"""The policy: per-token log-probs and entropies with fp32 master weights, and its export."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from grpo_bench.policy.layout import Layout, spread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGIT_ELEMENTS = 2**24  # logits held at once, in elements: 64 MiB of fp32
+
+
+class Policy(nn.Module):
+    """A causal language model with fp32 master weights that computes in ``dtype``."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, *, peft_model: Any = None) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
+        self.head_is_plain = _head_matches(model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its language-model head."""
+        return self.model.base_model
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N,h) states -> (N,V) logits in fp32, as the model's own forward would give them."""
+        config = self.model.config
+        logits = self.model.get_output_embeddings()(hidden).float()
+        if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / scale
+        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * scale
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    def states(self, rows: Layout) -> Tensor:
+        """(N,h): the states that predict the rows' completion tokens."""
+        with self.autocast():
+            hidden = self.trunk(input_ids=rows.ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[rows.positions]
+
+    def logp(self, rows: Layout, temperature: float, states: Tensor | None = None, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+        """(b,T) log-probs of the completion tokens and (b,T) entropies, both at ``temperature``.
+
+        The N×V logits are never held at once: chunks of them are recomputed in the backward pass.
+        """
+        if not self.head_is_plain:
+            with self.autocast():
+                full = self.model(input_ids=rows.ids, use_cache=False).logits
+            logp, entropy = _select(full.flatten(0, 1)[rows.positions].float(), rows.targets, temperature, entropy_grad)
+            return spread(logp, rows.mask), spread(entropy, rows.mask)
+        states = self.states(rows) if states is None else states
+
+        def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            with self.autocast():
+                return _select(self.logits(hidden), targets, temperature, entropy_grad)
+
+        size = max(LOGIT_ELEMENTS // self.model.config.get_text_config().vocab_size, 1)
+        if len(rows.targets) <= size or not torch.is_grad_enabled():
+            parts = [chunk(h, y) for h, y in zip(states.split(size), rows.targets.split(size), strict=True)]
+        else:
+            parts = [
+                checkpoint(chunk, h, y, use_reentrant=False)
+                for h, y in zip(states.split(size), rows.targets.split(size), strict=True)
+            ]
+        logp = torch.cat([p[0] for p in parts])
+        entropy = torch.cat([p[1] for p in parts])
+        return spread(logp, rows.mask), spread(entropy, rows.mask)
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model before RL when only LoRA adapters are trained: the reference costs no second copy."""
+        if self.peft_model[0] is None:
+            raise RuntimeError("adapters_off needs a LoRA policy")
+        with self.peft_model[0].disable_adapter():
+            yield
+
+    def export(self, folder: Path, tokenizer: Any) -> None:
+        """Write a Hugging Face folder that AutoModelForCausalLM loads; adapters are merged into a copy."""
+        model = self.model
+        if self.peft_model[0] is not None:
+            model = copy.deepcopy(self.peft_model[0]).merge_and_unload()
+        if getattr(model.config, "quantization_config", None) is not None:
+            del model.config.quantization_config  # weights of a GGUF file were dequantised on loading
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _select(logits: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+    """(N,V) logits, (N,) targets -> log-probs and entropies, both (N,)."""
+    logits = logits / temperature
+    normaliser = torch.logsumexp(logits, dim=-1)
+    logp = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        probs = torch.exp(logits - normaliser[:, None])
+        entropy = normaliser - (probs * logits).sum(-1)
+    return logp, entropy
+
+
+@torch.no_grad()
+def _head_matches(model: PreTrainedModel) -> bool:
+    """Whether trunk + head give the model's own logits; if not, the plain forward with all logits is used."""
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    try:
+        own = model(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    except (TypeError, AttributeError, ValueError):  # a trunk with another calling convention
+        return False
+    probe = Policy.__new__(Policy)
+    nn.Module.__init__(probe)
+    probe.model = model
+    return bool(torch.allclose(probe.logits(hidden[0]), own[0].float(), atol=1e-3, rtol=1e-3))

@@ -1,0 +1,69 @@
+"""Micro-batches, and the pass without gradients that fills old and reference log-probs and values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from grpo_bench.policy.layout import layout
+from grpo_bench.policy.load import Models
+from grpo_bench.policy.network import Policy
+from grpo_bench.types import Batch
+
+ACTIVATION_BYTES = {"cpu": 4 * 2**30, "cuda": 24 * 2**30}
+
+
+def micro_batch_tokens(policy: Policy, configured: int | None) -> int:
+    """Padded tokens of one forward with gradients: as configured, else what a fixed share of memory holds.
+
+    About 34 bytes per token, layer and hidden unit in bf16 (Korthikanti et al. 2022, arXiv:2205.05198, §4.1), twice
+    that in fp32. A function of model and device alone, so that a resumed run splits its batches the same way.
+    """
+    if configured is not None:
+        return configured
+    config = policy.model.config.get_text_config()
+    width = 2 if policy.dtype == torch.float32 else 1
+    return max(ACTIVATION_BYTES[policy.device.type] // (34 * width * config.hidden_size * config.num_hidden_layers), 1)
+
+
+def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Split rows into parts of at most ``tokens`` padded tokens (at least one row), rows of like length together."""
+    width = batch.tokens.shape[1] - batch.mask.shape[1]
+    lengths = batch.mask[rows].sum(1).long()
+    lengths = lengths + (batch.prompt_lengths[rows] if batch.prompt_lengths is not None else width)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    sizes = lengths[order].tolist()
+    start = 0
+    while start < len(sizes):
+        count = max(tokens // max(sizes[start], 1), 1)
+        yield rows[order[start : start + count]]
+        start += count
+
+
+@torch.no_grad()
+def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool) -> Batch:
+    """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T)."""
+    reference = models.reference is not None or models.reference_is_base
+    shape, device = batch.mask.shape, batch.mask.device
+    out = {name: torch.zeros(shape, device=device) for name in ("old_logp", "ref_logp", "values")}
+    shared = models.critic is not None and models.critic.trunk is None
+    for rows in micro_batches(batch, torch.arange(shape[0], device=device), tokens):
+        part = layout(batch, rows)
+        states = models.policy.states(part) if old or (values and shared) else None
+        if old:
+            out["old_logp"][rows] = models.policy.logp(part, temperature, states)[0]
+        if reference:
+            with models.policy.adapters_off() if models.reference_is_base else contextlib.nullcontext():
+                out["ref_logp"][rows] = (models.reference or models.policy).logp(part, temperature)[0]
+        if values and models.critic is not None:
+            out["values"][rows] = models.critic.values(part, states if shared else None)
+    return replace(
+        batch,
+        old_logp=out["old_logp"] if old else None,
+        ref_logp=out["ref_logp"] if reference else None,
+        values=out["values"] if values else None,
+    )

@@ -1,0 +1,222 @@
+"""Preflight: every job of a command line is composed, parsed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from grpo_bench import device
+from grpo_bench.compose import compose, composing, expand, override_key
+from grpo_bench.config import Config, parse, run_dir, run_id, warnings
+from grpo_bench.config_errors import ConfigError, nearest
+from grpo_bench.files import disk_errors, write_json
+from grpo_bench.identity import study_dir
+from grpo_bench.paths import conf_dir
+from grpo_bench.resume import standing
+from grpo_bench.types import UserError
+
+SHOWN = 8  # bad jobs that are written out
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    overrides: list[str]
+    config: Config
+
+
+def preflight(overrides: list[str], name: str = "config", config_dir: str | None = None, multirun: bool = False) -> Plan:
+    """All jobs, checked. Raises ``ConfigError`` with the report to print when any of them cannot run."""
+    jobs: list[Job] = []
+    bad: dict[tuple[str, ...], list[list[str]]] = {}  # problems -> jobs that have them
+    with composing(config_dir):
+        try:
+            expansion = expand(overrides, name, multirun)
+        except ConfigError as e:
+            raise ConfigError(_report({tuple(e.lines): [overrides]}, 1)) from None
+        alone = functools.cache(lambda arm: compose([f"arm={arm}"], name))
+        for line in expansion.jobs:
+            try:
+                jobs.append(_job(line, name, config_dir, expansion.varying, alone))
+            except ConfigError as e:
+                bad.setdefault(tuple(e.lines), []).append(line)
+            except UserError as e:
+                bad.setdefault((str(e),), []).append(line)
+    if bad:
+        raise ConfigError(_report(bad, len(expansion.jobs)))
+    return Plan(jobs, expansion.varying)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a command line will run."""
+
+    jobs: list[Job]
+    varying: list[str]  # keys that differ between the jobs
+
+    def warnings(self) -> list[str]:
+        """Warnings of all jobs, each once, with the rows that it concerns unless it concerns all."""
+        found: dict[str, list[str]] = {}
+        for job in self.jobs:
+            for line in warnings(job.config):
+                rows = found.setdefault(line, [])
+                if job.config.row not in rows:
+                    rows.append(str(job.config.row))
+        total = len({job.config.row for job in self.jobs})
+        return [line if len(rows) == total else f"{', '.join(rows)}: {line}" for line, rows in found.items()]
+
+    def write_jobs(self) -> None:
+        """Add these runs to the ``jobs.json`` of their study: a table names what is missing by it."""
+        folders: dict[Path, list[dict[str, Any]]] = {}
+        for job in self.jobs:
+            cfg = job.config
+            if cfg.study.name is not None:
+                entry = {"run_id": run_id(cfg), "arm": cfg.name, "row": cfg.row, "seed": cfg.seed}
+                folders.setdefault(study_dir(cfg), []).append(entry | {"overrides": job.overrides})
+        for folder, entries in folders.items():
+            file = folder / "jobs.json"
+            before = json.loads(file.read_text())["jobs"] if file.is_file() else []
+            new = {entry["run_id"] for entry in entries}
+            with disk_errors(file):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(file, {"jobs": [e for e in before if e["run_id"] not in new] + entries})
+
+
+def row_name(config: Config, overrides: list[str], varying: list[str]) -> str:
+    """The row of a table that a job belongs to: its arm and the overrides that vary, seeds apart."""
+    named = {"arm", "seed", "task"} | ({"algo"} if config.arm is None else set())
+    return " ".join([config.name, *(o for o in overrides if override_key(o) in varying and override_key(o) not in named)])
+
+
+def _job(overrides: list[str], name: str, config_dir: str | None, varying: list[str], alone: Any) -> Job:
+    composed = compose(overrides, name)
+    config = parse(composed)
+    problems = [*_arm_problems(composed, config, config_dir, varying, alone), *_missing(config)]
+    if problems:
+        raise ConfigError(problems)
+    standing(config, run_dir(config))
+    return Job(overrides, config.model_copy(update={"row": row_name(config, overrides, varying)}))
+
+
+def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str]:
+    count = sum(map(len, bad.values()))
+    lines = [f"{count} of {total} runs have a bad config; nothing was started"]
+    for problems, jobs in list(bad.items())[:SHOWN]:
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        lines += [f"  [{' '.join(jobs[0])}]{others}", *(f"    {line}" for line in problems)]
+    if len(bad) > SHOWN:
+        lines.append(f"  and {sum(map(len, list(bad.values())[SHOWN:]))} more")
+    return lines
+
+
+# ------------------------------------------------------------------ an arm is what its name says
+
+
+def _arm_problems(composed: DictConfig, cfg: Config, config_dir: str | None, varying: list[str], alone: Any) -> list[str]:
+    """Differences to the arm's own values and group choices, composed alone; keys that the sweep varies may differ."""
+    arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
+    if arm is None:
+        return []
+    if cfg.arm != arm:
+        return [f"arm={cfg.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}"]
+    values, groups = _own(arm, config_dir)
+    reference, problems = alone(arm), []
+    for group in groups:
+        mine, arms = (OmegaConf.select(c, f"hydra.runtime.choices.{group}") for c in (composed, reference))
+        if mine != arms and group not in varying:
+            problems.append(f"{group}={mine} contradicts arm={arm}, which is {group}={arms}; drop one of the two")
+    if problems:  # its values are of another algorithm then
+        return problems
+    for key in values:
+        if any(key == v or key.startswith(f"{v}.") or v.startswith(f"{key}.") for v in varying):
+            continue
+        mine, arms = OmegaConf.select(composed, key), OmegaConf.select(reference, key)
+        if mine != arms:
+            problems.append(
+                f"{key}={mine} contradicts arm={arm}, which has {key}={arms}; drop it, choose another arm, "
+                f"or vary it in the sweep ({key}={arms},{mine})"
+            )
+    return problems
+
+
+def _own(arm: str, config_dir: str | None) -> tuple[list[str], list[str]]:
+    """Keys and groups that an arm's file sets, arms that it builds on included."""
+    folders = [Path(config_dir)] if config_dir else []
+    file = next(f for d in [*folders, conf_dir()] if (f := d / "arm" / f"{arm}.yaml").is_file())
+    content = yaml.safe_load(file.read_text()) or {}
+    values, groups = list(_leaves({k: v for k, v in content.items() if k != "defaults"})), []
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            more, choices = _own(entry, config_dir)
+            values, groups = values + more, groups + choices
+        elif isinstance(entry, dict):
+            groups += [key.split()[-1].removeprefix("/") for key in entry]
+    return values, groups
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+# ------------------------------------------------------------------ what the configuration points at
+
+
+def _missing(cfg: Config) -> list[str]:
+    """What a run would stumble over after minutes: absent paths, packages, devices, names."""
+    problems = []
+    for key, path in (
+        ("task.path", cfg.task.path),
+        ("task.math500_path", cfg.task.math500_path),
+        ("model.path", cfg.model.path),
+    ):
+        if path is not None and not Path(path).expanduser().exists():
+            problems.append(f"{key}={path}: there is no such file or folder")
+    if cfg.device == "cuda" and not device.cuda_available():
+        problems.append("device=cuda: no CUDA device is visible to this torch; use device=cpu")
+    needs = [("wandb", f"tracker={cfg.tracker.name}")] if cfg.tracker.name == "wandb" else []
+    needs += [("tensorboard", "tracker=tensorboard")] if cfg.tracker.name == "tensorboard" else []
+    needs += [("peft", "model.lora")] if cfg.model.lora is not None else []
+    needs += [("gguf", "a GGUF file")] if str(cfg.model.path or "").endswith(".gguf") else []
+    for package, what in needs:
+        if importlib.util.find_spec(package) is None:
+            problems.append(f"{what} needs the package {package}; pip install {package}")
+    names = _arms_and_algorithms()
+    for name in [cfg.study.baseline, *(arm for pair in cfg.study.contrasts for arm in pair)]:
+        if name is not None and name not in names:
+            problems.append(f"study: arm {name!r} is not known{nearest(name, names)}")
+    try:
+        _writable(Path(cfg.results))
+    except OSError as e:
+        problems.append(f"results={cfg.results} cannot be written ({e.strerror}); choose a writable folder")
+    return problems
+
+
+def _arms_and_algorithms() -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    from grpo_bench.algos import ALGORITHMS
+
+    return [*GlobalHydra.instance().config_loader().get_group_options("arm"), *ALGORITHMS]
+
+
+def _writable(folder: Path) -> None:
+    """Raise OSError unless records can be written to ``folder``, which need not exist yet."""
+    probe = folder.absolute()
+    while not probe.exists():
+        probe = probe.parent
+    if not probe.is_dir():
+        raise NotADirectoryError(20, "not a folder")
+    if not os.access(probe, os.W_OK | os.X_OK):
+        raise PermissionError(13, "permission denied")

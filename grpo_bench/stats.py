@@ -1,0 +1,164 @@
+"""Intervals, paired differences and corrections: plain arrays in, small records out.
+
+Two units of inference, never mixed: *seeds* (does the algorithm do better when it is trained again?) and *problems*
+(do these trained models do better on other problems of this kind?). Accuracies and differences are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as sps
+
+Floats = Sequence[float] | NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its confidence interval; ``n`` counts the units it varies over.
+
+    ``se`` is the standard error, ``p`` the two-sided p-value of "the estimate is 0" (None where that is no question).
+    Where the units do not determine an interval (n < 2), ``low`` and ``high`` are NaN.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    se: float
+    n: int
+    p: float | None = None
+
+    @property
+    def known(self) -> bool:
+        return not math.isnan(self.low)
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.known and (self.low > 0 or self.high < 0)
+
+
+def wilson(k: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion k/n (Wilson 1927); inside [0, 1] and sane at k = 0 and k = n.
+
+    ``k`` and ``n`` may be fractional: an effective sample size takes the place of the count where items are averages
+    (Dean & Pagano 2015 do so for clustered samples). Raises ValueError unless 0 <= k <= n and n > 0.
+    """
+    if not (n > 0 and -1e-9 <= k <= n + 1e-9):
+        raise ValueError(f"no proportion: k={k}, n={n}")
+    z = float(sps.norm.ppf(0.5 + level / 2))
+    p = min(max(k / n, 0.0), 1.0)
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # at p = 0 and 1 centre and half are equal but for rounding: the bound is then exactly 0 or 1
+    low = 0.0 if p == 0 else max(0.0, (centre - half) / scale)
+    high = 1.0 if p == 1 else min(1.0, (centre + half) / scale)
+    return low, high
+
+
+def mean_t_interval(xs: Floats, level: float = 0.95) -> Interval:
+    """Mean of independent units (seeds) with Student's t interval: mean ± t · sd/√n, sd with ddof 1, n − 1 df."""
+    x = np.asarray(xs, dtype=np.float64)
+    n = len(x)
+    if n == 0:
+        raise ValueError("the mean of no values")
+    mean = float(x.mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, math.nan, n)
+    # equal values leave rounding noise in the sd, which would turn into an absurdly small p
+    se = 0.0 if np.ptp(x) == 0 else float(x.std(ddof=1) / math.sqrt(n))
+    half = float(sps.t.ppf(0.5 + level / 2, n - 1)) * se
+    if se > 0:
+        p = float(2 * sps.t.sf(abs(mean) / se, n - 1))
+    else:
+        p = 1.0 if mean == 0 else 0.0
+    return Interval(mean, mean - half, mean + half, se, n, p)
+
+
+def paired_t(xs: Floats, ys: Floats, level: float = 0.95) -> Interval:
+    """Mean of x − y over paired units (the same seeds) with the paired t interval and p-value."""
+    x, y = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"pairs need equally many values, not {x.shape} and {y.shape}")
+    return mean_t_interval(x - y, level)
+
+
+def proportion(scores: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Accuracy over problems: ``scores`` (problems,) in [0, 1], each a 0/1 or a mean over seeds or samples.
+
+    The Wilson interval with the effective sample size p(1 − p)/se², se² = var(scores)/n: exactly Wilson's for 0/1
+    scores, narrower for averages, and never narrower than the number of problems allows at p = 0 or 1.
+    """
+    n = len(scores)
+    if n == 0:
+        raise ValueError("the accuracy of no problems")
+    p = float(scores.mean())
+    variance = float(scores.var()) / n  # ddof 0: then 0/1 scores give p(1 − p)/n, and so Wilson's own interval
+    effective = n if p in (0.0, 1.0) or variance == 0 else p * (1 - p) / variance
+    low, high = wilson(p * effective, effective, level)
+    return Interval(p, low, high, math.sqrt(variance), n)
+
+
+def paired_problems(a: NDArray[np.float64], b: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Mean of a − b over the same problems; ``a``, ``b`` (problems,) or (seeds, problems), averaged over seeds first.
+
+    Averaging first keeps the problem the unit: seeds of one problem are not independent problems. For 0/1 scores of
+    one seed the standard error is √((b + c)/n − ((b − c)/n)²)/√(n − 1) with b, c the discordant counts.
+    """
+    first, second = (np.atleast_2d(np.asarray(x, dtype=np.float64)).mean(axis=0) for x in (a, b))
+    return paired_t(first, second, level)
+
+
+def bootstrap_two_level(
+    a: NDArray[np.float64], b: NDArray[np.float64], *, reps: int = 5000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the mean of a − b, ``a`` and ``b`` (seeds, problems), both levels redrawn.
+
+    Seeds and problems are crossed (every seed meets the same problems), so each repetition draws seeds and problems
+    independently, with replacement (the pigeonhole bootstrap of Owen 2007). Deterministic given ``seed``.
+    """
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    seeds, problems = difference.shape
+    rng = np.random.default_rng(seed)
+    draws = np.empty(reps)
+    for start in range(0, reps, 500):  # in chunks: (reps, problems) counts of a large test set would not fit
+        size = min(500, reps - start)
+        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
+        of_problems = rng.multinomial(problems, np.full(problems, 1 / problems), size=size)
+        draws[start : start + size] = ((of_seeds @ difference) * of_problems).sum(axis=1) / (seeds * problems)
+    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(difference.mean()), float(low), float(high), float(draws.std(ddof=1)), seeds)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided McNemar p-value; b problems only the first solved, c only the second. 1.0 without discordance."""
+    return float(sps.binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
+
+
+def sign_flip(differences: Floats) -> float:
+    """Exact two-sided sign-flip p-value of the mean of paired differences: the share of the 2^n sign patterns whose
+    |mean| is at least the observed one. It cannot go below 2^(1 − n): 0.25 for 3 seeds, 0.0625 for 5.
+
+    Raises ValueError above 20 differences (a million patterns).
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if not 1 <= len(d) <= 20:
+        raise ValueError(f"the exact sign-flip test takes 1 to 20 differences, not {len(d)}")
+    sums = np.zeros(1)
+    for x in d:
+        sums = np.concatenate([sums + x, sums - x])
+    return float((np.abs(sums) >= abs(d.sum()) - 1e-12).mean())
+
+
+def holm(ps: Floats) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given (family-wise error, no assumption on dependence)."""
+    p = np.asarray(ps, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(x) for x in adjusted]

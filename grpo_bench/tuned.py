@@ -1,0 +1,31 @@
+"""Learning rates that were tuned: ``conf/tuned/<task>-<model>.yaml``, by arm, then by algorithm, then ``default``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from grpo_bench.paths import conf_dir
+from grpo_bench.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config
+
+
+@functools.cache
+def _load(path: Path) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}  # type: ignore[arg-type]
+
+
+def tuned_rate(key: str, cfg: Config) -> float:
+    """The value of ``key`` (lr or critic_lr) for a run: of its arm, its algorithm, the task and model, or of all."""
+    file = conf_dir() / "tuned" / f"{cfg.task.name}-{cfg.model.name}.yaml"
+    names = [cfg.arm, cfg.algo.name, "default"]
+    found = [entry[key] for name in names if (entry := _load(file).get(name)) and entry.get(key) is not None]
+    value = found[0] if found else _load(conf_dir() / "tuned" / "default.yaml")[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"{file.name}: {key}={value!r} should be a number of at least 0 and below 1")
+    return float(value)

@@ -1,0 +1,127 @@
+"""Supervised warm start on the task's demonstrations, cached by content and shared by every arm and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import nn
+
+from grpo_bench.files import disk_errors
+from grpo_bench.policy import Policy, layout
+from grpo_bench.policy.score import micro_batch_tokens, micro_batches
+from grpo_bench.rollout.finish import end_tokens
+from grpo_bench.tasks import Task
+from grpo_bench.types import Batch
+from grpo_bench.update import Optimiser, descend
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config, OptimConfig
+
+WARMUP = 20  # updates of rising learning rate
+VERSION = 1  # of what this file does to weights; part of the cache's key
+
+
+def cache_dir() -> Path:
+    """Where warm-started weights are kept: $GRPO_BENCH_CACHE, else grpo_bench under the user's cache folder."""
+    if "GRPO_BENCH_CACHE" in os.environ:
+        return Path(os.environ["GRPO_BENCH_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grpo_bench"
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of all weights, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def warmstart_key(cfg: Config, task: Task, pretrained: str, dtype: torch.dtype) -> str:
+    """Everything the warm-started weights depend on; "" without a warm start."""
+    if cfg.model.warmstart.steps == 0:
+        return ""
+    content = {
+        "version": VERSION,
+        "model": pretrained,
+        "task": task.fingerprint,
+        "demonstrations": cfg.task.demonstrations,
+        "stop": cfg.task.stop,
+        "warmstart": cfg.model.warmstart.model_dump(mode="json"),
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def warm_start(
+    cfg: Config, task: Task, policy: Policy, tokenizer: Any, key: str, progress: Callable[[int, int], None]
+) -> bool:
+    """Train ``policy`` in place, or load the weights that an equal warm start left; returns whether it was trained.
+
+    Loss: mean negative log-likelihood of the response's tokens, the end token included; learning rate linear to 0.
+    ``progress(done, total)`` is called after each update. A damaged cache file is trained anew.
+    """
+    from safetensors.torch import load_model, save_model
+
+    folder = cache_dir() / "warmstart"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{key}.safetensors"
+        with FileLock(folder / f"{key}.lock"):  # of several jobs one trains, the others wait and load
+            if path.is_file():
+                try:
+                    load_model(policy.model, path, device=str(policy.device))
+                    return False
+                except (SafetensorError, RuntimeError):
+                    path.unlink()
+            _train(cfg, task, policy, tokenizer, progress)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            try:
+                save_model(policy.model, str(part))
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+    return True
+
+
+def _train(cfg: Config, task: Task, policy: Policy, tokenizer: Any, progress: Callable[[int, int], None]) -> None:
+    warm = cfg.model.warmstart
+    optim: OptimConfig = cfg.optim.model_copy(
+        update={"schedule": "linear", "warmup_updates": WARMUP, "grad_clip": 1.0, "weight_decay": 0.0}
+    )
+    optimiser = Optimiser([(policy.parameters(), warm.lr)], optim)
+    tokens = micro_batch_tokens(policy, None)
+    pairs = task.demonstrations(warm.steps * warm.batch_size, warm.seed)
+    prompts = task.prompt_ids([problem for problem, _ in pairs], tokenizer)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(end_tokens(tokenizer, policy))
+    answers = [ids + [end] for ids in tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]]
+    for step in range(warm.steps):
+        part = slice(step * warm.batch_size, (step + 1) * warm.batch_size)
+        batch = _demonstration_batch(prompts[part], answers[part], policy.device)
+        total = float(batch.mask.sum())
+
+        def losses(batch: Batch = batch, total: float = total) -> Any:
+            for rows in micro_batches(batch, torch.arange(len(batch.mask), device=policy.device), tokens):
+                yield -policy.logp(layout(batch, rows), 1.0)[0].sum() / total
+
+        descend(optimiser, losses(), progress=step / warm.steps)
+        progress(step + 1, warm.steps)
+
+
+def _demonstration_batch(prompts: list[list[int]], answers: list[list[int]], device: torch.device) -> Batch:
+    from grpo_bench.collect import make_batch
+    from grpo_bench.types import Rollouts
+
+    count = len(prompts)
+    rollouts = Rollouts(prompts, answers, [""] * count, [True] * count, 1)
+    return make_batch(rollouts, [0.0] * count, [False] * count, device)
