@@ -12,12 +12,14 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_bench.files import disk_errors, remove_tree, sync_folder
+from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,6 +133,16 @@ def load(root: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
         return named | {name: named[source] for name, source in manifest["aliases"][group].items()}
 
     return Checkpoint(step, state, tensors), manifest
+
+
+def newest(root: Path) -> Checkpoint:
+    """The newest intact checkpoint under ``root``; UserError when there is none."""
+    for step in reversed(steps_in(root)):
+        try:
+            return load(root, step)[0]
+        except (DamagedError, OSError) as error:
+            print(f"warning: damaged checkpoint {folder_of(root, step).name} is skipped: {error}", file=sys.stderr)
+    raise UserError(f"{root} holds no intact checkpoint; give the folder of a run that has one")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

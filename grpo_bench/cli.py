@@ -13,6 +13,8 @@ import signal
 import sys
 import traceback
 from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -30,7 +32,7 @@ from grpo_bench.preflight import Plan, preflight, row_name
 from grpo_bench.resume import complete_line, standing
 from grpo_bench.types import UserError
 
-SWEEP = "GRPO_BENCH_SWEEP"  # what jobs need to know of their sweep; survives into the processes of parallel launchers
+SWEEP = "GRPO_BENCH_SWEEP"  # tells jobs in processes of their own what their sweep varies
 
 HELP = """usage: python -m grpo_bench [-m] [KEY=VALUE ...]
 
@@ -63,7 +65,15 @@ def main() -> None:
     """Exit codes: 0; 1 when a job of a sweep failed; 2 for bad input, in one line; 130 for Ctrl-C, 143 for SIGTERM."""
     # +arm= and +experiment= are how Hydra's documentation adds a group that is null by default
     sys.argv = [re.sub(r"^\+(arm|experiment)=", r"\1=", a) for a in sys.argv]
+    # from an installed package, outside a checkout, sweeps are the package's own
+    ours = sweeps_dir()
+    if "sweeps" in sys.argv and ours is not None and not Path("sweeps").is_dir():
+        sys.argv = [
+            str(ours) if a == "sweeps" and b in ("--config-dir", "-cd") else a for b, a in pairwise(["", *sys.argv])
+        ]
     args = get_args_parser().parse_args()
+    # threads that spin while they wait make a shared machine many times slower; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that is ours shows where it happened
     try:
         _main(args)
@@ -86,9 +96,10 @@ def _main(args: Namespace) -> None:
     if args.cfg is not None:
         _show(args)
         return
-    plan = preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun)
+    plan = _preflight(args)
     for line in plan.warnings():
         print(f"warning: {line}", file=sys.stderr)
+    plan.open_results()
     if args.multirun:
         plan.write_jobs()
         os.environ[SWEEP] = json.dumps({"total": len(plan.jobs), "varying": plan.varying})
@@ -99,6 +110,11 @@ def _main(args: Namespace) -> None:
     _entry()
     if args.multirun:
         _end(plan)
+
+
+def _preflight(args: Namespace) -> Plan:
+    varying = json.loads(os.environ.get(SWEEP, "{}")).get("varying", [])
+    return preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun, varying)
 
 
 def _terminate(*_: Any) -> NoReturn:
@@ -132,7 +148,8 @@ def _entry(composed: DictConfig) -> None:
         return
     config_dir = next((s.path for s in context.runtime.config_sources if s.provider == "command-line"), None)
     hydras = [o for o in context.overrides.hydra if o.startswith("hydra.searchpath=")]
-    run_job(cfg, child_command(overrides + hydras, context.job.config_name, config_dir, str(cfg.row)), label)
+    name = str(context.job.config_name)
+    run_job(cfg, child_command(overrides + hydras, name, config_dir, str(cfg.row)), label)
 
 
 def _run(cfg: Config) -> dict[str, Any] | None:
@@ -167,17 +184,19 @@ def _end(plan: Plan) -> None:
     for folder in folders:
         say(f"table: python -m grpo_bench.table {folder}")
     if failed:
-        print(f"error: {len(failed)} of {len(plan.jobs)} jobs are not complete; the same command continues them", file=sys.stderr)
+        count = f"{len(failed)} of {len(plan.jobs)} jobs"
+        print(f"error: {count} are not complete; the same command continues them", file=sys.stderr)
         sys.exit(1)
 
 
 def _show(args: Namespace) -> None:
     """``--cfg job``: the jobs as they would be recorded."""
-    plan = preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun)
+    plan = _preflight(args)
     for number, job in enumerate(plan.jobs, 1):
         if len(plan.jobs) > 1:
             print(f"--- # {number}/{len(plan.jobs)} {run_id(job.config)}")
-        print(yaml.safe_dump(job.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120), end="")
+        content = job.config.model_dump(mode="json")
+        print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120), end="")
     for line in plan.warnings():
         print(f"warning: {line}", file=sys.stderr)
 

@@ -21,13 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from grpo_bench.config import parse
-from grpo_bench.config_errors import ConfigError, hint, nearest
+from grpo_bench.config import Config, parse
+from grpo_bench.config_errors import ConfigError, hint, key_paths, nearest, open_dicts
 from grpo_bench.paths import conf_dir
 from grpo_bench.types import UserError
 
 _REFUSED = (HydraException, OmegaConfBaseException, YAMLError)
-_BLAMED = re.compile(r"(?:Could not override|already at|Could not delete from config\.) '([^']+)'|Multiple values for (\S+)\.")
+_BLAMED = re.compile(
+    r"(?:Could not override|already at|Could not delete from config\.) '([^']+)'|Multiple values for (\S+)\."
+)
 
 
 @contextmanager
@@ -39,12 +41,13 @@ def composing(config_dir: str | None = None) -> Iterator[None]:
         if not folder.is_dir():
             raise UserError(f"--config-dir {config_dir}: there is no such folder")
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2(task_name="grpo_bench", config_search_path=search_path)
     try:
         yield
     finally:
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = outer
 
 
 def compose(overrides: list[str], name: str = "config") -> DictConfig:
@@ -66,7 +69,7 @@ def compose(overrides: list[str], name: str = "config") -> DictConfig:
     if cfg is not None and not errors:
         return cfg
     node = cfg.get("algo") if cfg is not None else None
-    algo = dict(node) if isinstance(node, DictConfig) else None
+    algo = {str(key): value for key, value in node.items()} if isinstance(node, DictConfig) else None
     lines = [_explain(e, algo, name) for e in errors]
     if cfg is not None:
         try:
@@ -103,7 +106,10 @@ def _explain(error: Exception, algo: dict[str, Any] | None, name: str) -> str:
         options = list(error.options or [])
         return f"{key}={stem} is not known{nearest(stem, options)} ({key} has {', '.join(options)})"
     if key is not None and text.startswith("Could not override"):
-        return hint(key, algo)
+        full = getattr(error.__cause__, "full_key", None) or key  # of key={entry: value}
+        if key in open_dicts(Config):
+            return f"'{key}' has no entry {full.removeprefix(key + '.')!r}; a new one is written +{key}.NAME=VALUE"
+        return hint(full, algo) if full not in key_paths(Config) else text.splitlines()[0]
     if key is not None and ("already at" in text or text.startswith("Multiple values")):
         return f"'{key}' exists: write {key}=... without +"
     first, *more = text.splitlines()
@@ -121,35 +127,37 @@ class Expansion:
 
     jobs: list[list[str]]
     varying: list[str]
+    composed: DictConfig | None = None  # of a single job, which had to be composed to tell
 
 
 def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
     """All jobs, by the rule of Hydra's own sweeper; inside ``composing``.
 
-    Raises ``ConfigError``, also for several values or a sweep file without ``-m``.
+    Raises UserError for what is wrong with the command line as a whole (several values or a sweep file without
+    ``-m``), ``ConfigError`` for what every job shares.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     try:
         parsed = parser.parse_overrides(overrides)
     except HydraException as e:
-        raise ConfigError([_explain(e, None, name)]) from None
-    several = [o.input_line for o in parsed if o.is_sweep_override()]
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+        raise UserError(_explain(e, None, name)) from None
+    several = [str(o.input_line) for o in parsed if o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     if several and not multirun:
-        raise ConfigError([f"{' '.join(several)}: several values; add -m to run them all, or write [a,b] for a list"])
+        raise UserError(f"{' '.join(several)}: several values; add -m to run them all, or write [a,b] for a list")
     if not multirun and not several:
         cfg = compose(fixed, name)
         if OmegaConf.select(cfg, "hydra.sweeper.params") and "hydra.mode=RUN" not in overrides:
-            raise ConfigError([f"{name} is a sweep; add -m to run its jobs"])
-        return Expansion([fixed], [])
+            raise UserError(f"{name} is a sweep; add -m to run its jobs")
+        return Expansion([fixed], [], cfg)
     params = OmegaConf.select(compose(fixed, name), "hydra.sweeper.params") or {}
-    ours = [o for o in overrides if not override_key(o).startswith("hydra.") and not override_key(o).startswith("hydra/")]
+    ours = [o for o in overrides if not override_key(o).startswith(("hydra.", "hydra/"))]
     hydras = [o for o in overrides if o not in ours]
     try:
         every = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + ours)
         jobs = BasicSweeper.split_arguments(every, None)[0]
     except HydraException as e:
-        raise ConfigError([_explain(e, None, name)]) from None
+        raise UserError(_explain(e, None, name)) from None
     values: dict[str, set[str]] = {}
     for job in jobs:
         for line in job:

@@ -267,7 +267,7 @@ def plain(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(cfg, DictConfig):
         return {key: value for key, value in cfg.items() if key != "hydra"}
     try:
-        ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        ours = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         data = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise ConfigError([str(e).splitlines()[0]]) from None

@@ -10,7 +10,6 @@ from grpo_bench.config_errors import nearest
 if TYPE_CHECKING:
     from grpo_bench.config import Config
 
-REWARD_PARTS = ("correct", "format", "length", "random", "reward_model")
 DEMONSTRATIONS = ("worked", "bare", "unmarked")
 SPLITS = {  # (split, eval_split) that do not train on what they evaluate
     "math": [("12k", "math500"), ("7.5k", "math500"), ("7.5k", "test")],
@@ -77,7 +76,7 @@ def _task(cfg: Config) -> list[str]:
         text = " or ".join(f"task.split={a} task.eval_split={b}" for a, b in pairs)
         problems.append(f"task.split={task.split} with task.eval_split={task.eval_split} is refused; choose {text}")
     for key, owner in FILTERS.items():
-        if getattr(task.filters, key) is not None and task.name != owner:
+        if getattr(task.filters, key) is not None and task.name not in (owner, "custom"):
             problems.append(f"task.filters.{key} belongs to task={owner}, not to task={task.name}")
     if "{question}" not in task.prompt.template:
         problems.append("task.prompt.template has no {question}")
@@ -85,6 +84,8 @@ def _task(cfg: Config) -> list[str]:
         problems.append("task.prompt.shot_template has no {question} or no {answer}")
     if task.prompt.system is not None and task.prompt.style != "chat":
         problems.append("task.prompt.system needs task.prompt.style=chat")
+    if task.name == "custom" and task.path is None and task.hub is None:
+        problems.append("task=custom needs task.path=a jsonl file or a folder with train and test")
     if task.name == "arithmetic":
         if task.arithmetic is None:
             problems.append("task.arithmetic is null; task=arithmetic needs it")
@@ -127,12 +128,14 @@ def _model(cfg: Config) -> list[str]:
 
 
 def _names(cfg: Config) -> list[str]:
+    from grpo_bench.rewards import PARTS  # here, so that reading the schema does not cost numpy
+
     problems = []
     if not cfg.reward.parts:
-        problems.append(f"reward.parts is empty; give at least one of {', '.join(REWARD_PARTS)}")
+        problems.append(f"reward.parts is empty; give at least one of {', '.join(PARTS)}")
     for name in cfg.reward.parts:
-        if name not in REWARD_PARTS:
-            problems.append(f"reward.parts.{name} is not known{nearest(name, list(REWARD_PARTS))}")
+        if name not in PARTS:
+            problems.append(f"reward.parts.{name} is not known; choose {', '.join(PARTS)}")
     for pair in cfg.study.contrasts:
         if len(pair) != 2 or pair[0] == pair[1]:
             problems.append(f"study.contrasts: {pair} should name two different arms")

@@ -27,8 +27,26 @@ def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         key = f"{prefix}{info.alias or name}"
         yield key
         for part in typing.get_args(info.annotation) or (info.annotation,):
-            if isinstance(part, type) and not isinstance(part, types.GenericAlias) and issubclass(part, BaseModel):
+            if _is_model(part):
                 yield from key_paths(part, f"{key}.")
+
+
+def open_dicts(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Keys of a schema whose entries have names of the user's choice, such as the parts of a reward."""
+    return {key for key in key_paths(model, prefix) if typing.get_origin(_annotation(model, key)) is dict}
+
+
+def _annotation(model: type[BaseModel], key: str) -> Any:
+    first, _, rest = key.partition(".")
+    found = model.model_fields[first].annotation
+    if not rest:
+        return found
+    inner = next(part for part in typing.get_args(found) or (found,) if _is_model(part))
+    return _annotation(inner, rest)
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and not isinstance(part, types.GenericAlias) and issubclass(part, BaseModel)
 
 
 def _algorithm_keys(node: dict[str, Any] | None) -> tuple[set[str], dict[str, list[str]]]:

@@ -26,8 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 INK, FAINT = "#222222", "#8a8a8a"
 LABELLED = 5  # with more curves, names at their ends would collide: a legend above instead
-POINTS = 200  # a panel shows no more; longer runs are averaged in bins of equal width
-STYLE = {
+POINTS = 120  # a panel shows no more; longer runs are averaged over equally many steps each
+STYLE: Any = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -35,7 +35,6 @@ STYLE = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "axes.titlesize": 10,
-    "axes.titlelocation": "left",
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.7,
@@ -64,7 +63,7 @@ PANELS = (
     Panel("policy/entropy", "Entropy, nats per token"),
     Panel("completions/len_mean", "Length, tokens"),
 )
-AXES = {"samples": "training samples", "seconds": "seconds of training"}
+AXES = {"samples": "training samples", "seconds": "seconds, evaluations included"}
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
@@ -75,7 +74,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     made: list[tuple[str, Figure]] = []
     with mpl.rc_context(STYLE):
         for axis in AXES:
-            figure = curves(comparison.arms, axis, comparison.study.folder.name)
+            figure = curves(comparison.arms, axis, comparison.study.name)
             if figure is not None:
                 made.append((f"curves_{axis}", figure))
         dots = accuracies(comparison)
@@ -100,15 +99,21 @@ def curves(arms: Sequence[Arm], axis: str, title: str) -> Figure | None:
     for panel, axes in zip(shown, grid, strict=False):
         _panel(axes, panel, series[panel], styles, direct=len(named) <= LABELLED)
         axes.set_xlabel(AXES[axis])
-    for axes in grid[len(shown) :]:
+    empty = grid[len(shown) :]
+    for axes in empty:
         axes.set_axis_off()
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     runs = {arm.label: len([run for run in arm.runs if run.metrics]) for arm in named}
     note = "Line: mean over seeds; band: lowest to highest seed; thin: single seeds; ×: diverged."
+    if any(len(run.metrics) > POINTS for arm in named for run in arm.runs):
+        note += f" Steps are averaged to {POINTS} points."
     note += " Seeds: " + ", ".join(f"{label} {n}" for label, n in runs.items()) + "."
     if len(named) > LABELLED:
         handles = [Line2D([], [], label=label, **styles[label], linewidth=2) for label in styles]
-        figure.legend(handles=handles, loc="outside upper right", ncols=min(4, len(handles)), frameon=False)
+        if len(empty):
+            empty[0].legend(handles=handles, loc="upper left", ncols=-(-len(handles) // 10), frameon=False)
+        else:
+            figure.legend(handles=handles, loc="outside upper right", ncols=min(4, len(handles)), frameon=False)
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=FAINT)
     return figure
 
@@ -131,7 +136,7 @@ def accuracies(c: Comparison) -> Figure | None:
         colour = COLOURS[i % len(COLOURS)]
         estimate = arm.accuracy["acc"].interval
         unit = arm.accuracy["acc"].unit
-        labels.append(f"{arm_label(arm)}\n{len(arm.scored)} seed{'s' * (len(arm.scored) != 1)}, over {unit}")
+        labels.append(f"{arm_label(arm)}\n{len(arm.scored)} seed{'s' * (len(arm.scored) != 1)}, interval over {unit}")
         _interval(axes, y, estimate.estimate, estimate.low, estimate.high, colour)
         dots = [100 * run.final["greedy"]["acc"] for run in arm.scored]
         axes.scatter(dots, [y + 0.22] * len(dots), s=16, facecolors="none", edgecolors=colour, linewidths=1, zorder=3)
@@ -140,7 +145,7 @@ def accuracies(c: Comparison) -> Figure | None:
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.set_xlabel("accuracy on the final test, greedy")
-    axes.set_title(c.study.folder.name, fontsize=12, color=INK)
+    axes.set_title(c.study.name, loc="left", fontsize=12, color=INK)
     figure.supxlabel(
         "Filled: mean with its 95 % interval, over seeds or over problems as named; rings: single seeds.",
         x=0.01, ha="left", fontsize=8, color=FAINT,
@@ -190,7 +195,7 @@ def _panel(
     axes: Axes, panel: Panel, series: dict[str, list[Curve]], styles: dict[str, dict[str, Any]], *, direct: bool
 ) -> None:
     scale = 100 if panel.percent else 1
-    ends: list[tuple[float, float, str]] = []
+    ends: list[tuple[float, str]] = []
     for label, several in series.items():
         style = styles[label]
         x, mean, low, high = _band(several)
@@ -198,13 +203,13 @@ def _panel(
             axes.fill_between(x, scale * low, scale * high, color=style["color"], alpha=0.16, linewidth=0)
             for curve in several:
                 axes.plot(curve.x, scale * curve.y, color=style["color"], linewidth=0.6, alpha=0.35)
-        marker = {"marker": "o", "markersize": 3.2} if panel.rare and len(x) <= 40 else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 3.2} if panel.rare and len(x) <= 40 else {}
         axes.plot(x, scale * mean, **style, **marker, linewidth=1.8)
         for curve in several:
             if curve.diverged:
                 axes.plot(curve.x[-1], scale * curve.y[-1], marker="x", markersize=7, color=style["color"], mew=2)
-        ends.append((float(x[-1]), float(scale * mean[-1]), label))
-    axes.set_title(panel.title, color=INK)
+        ends.append((float(scale * mean[-1]), label))
+    axes.set_title(panel.title, loc="left", color=INK)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:g}")
@@ -228,19 +233,19 @@ def _band(several: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
     return x, y.mean(axis=0), y.min(axis=0), y.max(axis=0)
 
 
-def _name_ends(axes: Axes, ends: list[tuple[float, float, str]], styles: dict[str, dict[str, Any]]) -> None:
+def _name_ends(axes: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, Any]]) -> None:
     """Each curve's name right of the panel at the height of its end, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.085 * (high - low)
-    heights: list[float] = []
-    ends = sorted(ends, key=lambda end: end[1])
-    for _, y, _ in ends:
-        heights.append(max(y, heights[-1] + gap) if heights else y)
-    over = heights[-1] - high if heights else 0
-    shift = [max(over, 0) for _ in heights]
-    for (_, _, label), y, down in zip(ends, heights, shift, strict=True):
+    ends = sorted(ends)
+    heights = [y for y, _ in ends]
+    for i in range(1, len(heights)):  # up from the lowest, then down again from the panel's upper edge
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], high if i + 1 == len(heights) else heights[i + 1] - gap)
+    for (_, label), y in zip(ends, heights, strict=True):
         axes.annotate(
-            label, (1.0, (y - down - low) / (high - low)), (4, 0), xycoords="axes fraction", textcoords="offset points",
+            label, (1.0, (y - low) / (high - low)), (4, 0), xycoords="axes fraction", textcoords="offset points",
             va="center", fontsize=8, color=styles[label]["color"], annotation_clip=False,
         )  # fmt: skip
     axes.set_ylim(low, high)
@@ -259,6 +264,7 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, stem: Path) -> list[Path]:
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     # without the date and the program's version a figure is the same file whenever its numbers are
-    figure.savefig(png, dpi=150, metadata={"Software": None})
+    figure.savefig(png, dpi=120, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out now; the second time would cost as much again
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return [png, svg]

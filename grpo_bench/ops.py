@@ -79,9 +79,10 @@ def group_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float) -> Ten
     """
     if group_size <= ddof:
         return rewards.new_zeros(rewards.shape)
-    centred = group_center(rewards, group_size)
-    std = rewards.view(-1, group_size).std(1, correction=ddof, keepdim=True)
-    return (centred.view(-1, group_size) / (std + eps)).view(-1)
+    rewards_PG = rewards.view(-1, group_size)
+    centred = group_center(rewards, group_size).view(-1, group_size)
+    scores = centred / (rewards_PG.std(1, correction=ddof, keepdim=True) + eps)
+    return scores.masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)  # with ε = 0 a flat group is 0/0
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:

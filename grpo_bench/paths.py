@@ -16,6 +16,5 @@ def conf_dir() -> Path:
 
 
 def sweeps_dir() -> Path | None:
-    """The folder ``sweeps/`` of a checkout; None in an installed package, which does not carry it."""
-    folder = _HERE.parent / "sweeps"
-    return folder if folder.is_dir() else None
+    """The folder ``sweeps/``, found as ``conf_dir`` is; None where there is none."""
+    return next((f for f in (_HERE / "sweeps", _HERE.parent / "sweeps") if f.is_dir()), None)

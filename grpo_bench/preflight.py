@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from grpo_bench import device
 from grpo_bench.compose import compose, composing, expand, override_key
-from grpo_bench.config import Config, parse, run_dir, run_id, warnings
+from grpo_bench.config import Config, parse, plain, run_dir, run_id, warnings
 from grpo_bench.config_errors import ConfigError, nearest
 from grpo_bench.files import disk_errors, write_json
 from grpo_bench.identity import study_dir
 from grpo_bench.paths import conf_dir
+from grpo_bench.provenance import base_names
 from grpo_bench.resume import standing
 from grpo_bench.types import UserError
+
+Composed = tuple[DictConfig, dict[str, Any]]  # as composed, and as plain data
 
 SHOWN = 8  # bad jobs that are written out
 
@@ -33,8 +36,18 @@ class Job:
     config: Config
 
 
-def preflight(overrides: list[str], name: str = "config", config_dir: str | None = None, multirun: bool = False) -> Plan:
-    """All jobs, checked. Raises ``ConfigError`` with the report to print when any of them cannot run."""
+def preflight(
+    overrides: list[str],
+    name: str = "config",
+    config_dir: str | None = None,
+    multirun: bool = False,
+    varying: Sequence[str] = (),
+) -> Plan:
+    """All jobs, checked. ``varying`` are keys of the sweep that a single job is part of.
+
+    Raises UserError for a command line that means nothing, ``ConfigError`` with the report to print when any job
+    cannot run.
+    """
     jobs: list[Job] = []
     bad: dict[tuple[str, ...], list[list[str]]] = {}  # problems -> jobs that have them
     with composing(config_dir):
@@ -42,17 +55,21 @@ def preflight(overrides: list[str], name: str = "config", config_dir: str | None
             expansion = expand(overrides, name, multirun)
         except ConfigError as e:
             raise ConfigError(_report({tuple(e.lines): [overrides]}, 1)) from None
+        varying = [*expansion.varying, *varying]
         alone = functools.cache(lambda arm: compose([f"arm={arm}"], name))
+        first: dict[tuple[str, ...], Composed] = {}  # compositions by their overrides, seeds apart
+        if expansion.composed is not None:
+            first[tuple(expansion.jobs[0])] = expansion.composed, plain(expansion.composed)
         for line in expansion.jobs:
             try:
-                jobs.append(_job(line, name, config_dir, expansion.varying, alone))
+                jobs.append(_job(line, name, config_dir, varying, alone, first))
             except ConfigError as e:
                 bad.setdefault(tuple(e.lines), []).append(line)
             except UserError as e:
                 bad.setdefault((str(e),), []).append(line)
     if bad:
         raise ConfigError(_report(bad, len(expansion.jobs)))
-    return Plan(jobs, expansion.varying)
+    return Plan(jobs, varying)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,17 @@ class Plan:
         total = len({job.config.row for job in self.jobs})
         return [line if len(rows) == total else f"{', '.join(rows)}: {line}" for line, rows in found.items()]
 
+    def open_results(self) -> None:
+        """Create the folders that records go to; UserError when they cannot be written."""
+        for folder in sorted({study_dir(job.config) for job in self.jobs}):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as e:
+                reason = e.strerror
+                raise UserError(f"{folder} cannot be written ({reason}); choose another folder: results=...") from None
+
     def write_jobs(self) -> None:
         """Add these runs to the ``jobs.json`` of their study: a table names what is missing by it."""
         folders: dict[Path, list[dict[str, Any]]] = {}
@@ -80,30 +108,58 @@ class Plan:
             cfg = job.config
             if cfg.study.name is not None:
                 entry = {"run_id": run_id(cfg), "arm": cfg.name, "row": cfg.row, "seed": cfg.seed}
-                folders.setdefault(study_dir(cfg), []).append(entry | {"overrides": job.overrides})
+                folders.setdefault(study_dir(cfg), []).append(entry | {"overrides": base_names(job.overrides)})
         for folder, entries in folders.items():
             file = folder / "jobs.json"
             before = json.loads(file.read_text())["jobs"] if file.is_file() else []
             new = {entry["run_id"] for entry in entries}
             with disk_errors(file):
-                folder.mkdir(parents=True, exist_ok=True)
                 write_json(file, {"jobs": [e for e in before if e["run_id"] not in new] + entries})
 
 
 def row_name(config: Config, overrides: list[str], varying: list[str]) -> str:
     """The row of a table that a job belongs to: its arm and the overrides that vary, seeds apart."""
     named = {"arm", "seed", "task"} | ({"algo"} if config.arm is None else set())
-    return " ".join([config.name, *(o for o in overrides if override_key(o) in varying and override_key(o) not in named)])
+    return " ".join([config.name, *(o for o in overrides if override_key(o) in set(varying) - named)])
 
 
-def _job(overrides: list[str], name: str, config_dir: str | None, varying: list[str], alone: Any) -> Job:
-    composed = compose(overrides, name)
-    config = parse(composed)
-    problems = [*_arm_problems(composed, config, config_dir, varying, alone), *_missing(config)]
+def _job(
+    overrides: list[str],
+    name: str,
+    config_dir: str | None,
+    varying: list[str],
+    alone: Any,
+    first: dict[tuple[str, ...], Composed],
+) -> Job:
+    composed, data = _composed(overrides, name, first)
+    config = parse(data)
+    problems = _missing(config)
+    arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
+    if arm is not None and config.arm != arm:
+        problems.append(f"arm={config.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}")
+    if any(override_key(o) not in ("arm", "seed") for o in overrides):
+        problems = _arm_problems(composed, config, config_dir, varying, alone) + problems
     if problems:
         raise ConfigError(problems)
     standing(config, run_dir(config))
     return Job(overrides, config.model_copy(update={"row": row_name(config, overrides, varying)}))
+
+
+def _composed(overrides: list[str], name: str, first: dict[tuple[str, ...], Composed]) -> Composed:
+    """The composition and its plain data; composed once for jobs that differ in their seed alone, since it takes a
+    fifth of a second."""
+    seed = [o.partition("=")[2] for o in overrides if override_key(o) == "seed"]
+    rest = tuple(o for o in overrides if override_key(o) != "seed")
+    if tuple(overrides) in first:
+        return first[tuple(overrides)]
+    if rest in first and len(seed) == 1 and seed[0].isdecimal():
+        composed, data = first[rest]
+        return composed, {**data, "seed": int(seed[0])}
+    composed = compose(overrides, name)
+    data = plain(composed)
+    if "${seed}" not in OmegaConf.to_yaml(composed):
+        first[rest] = composed, data
+    return composed, data
 
 
 def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str]:
@@ -111,7 +167,7 @@ def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str
     lines = [f"{count} of {total} runs have a bad config; nothing was started"]
     for problems, jobs in list(bad.items())[:SHOWN]:
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-        lines += [f"  [{' '.join(jobs[0])}]{others}", *(f"    {line}" for line in problems)]
+        lines += [f"  [{' '.join(jobs[0]) or 'defaults'}]{others}", *(f"    {line}" for line in problems)]
     if len(bad) > SHOWN:
         lines.append(f"  and {sum(map(len, list(bad.values())[SHOWN:]))} more")
     return lines
@@ -120,13 +176,13 @@ def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str
 # ------------------------------------------------------------------ an arm is what its name says
 
 
-def _arm_problems(composed: DictConfig, cfg: Config, config_dir: str | None, varying: list[str], alone: Any) -> list[str]:
+def _arm_problems(
+    composed: DictConfig, cfg: Config, config_dir: str | None, varying: list[str], alone: Any
+) -> list[str]:
     """Differences to the arm's own values and group choices, composed alone; keys that the sweep varies may differ."""
     arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
     if arm is None:
         return []
-    if cfg.arm != arm:
-        return [f"arm={cfg.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}"]
     values, groups = _own(arm, config_dir)
     reference, problems = alone(arm), []
     for group in groups:
@@ -152,7 +208,8 @@ def _own(arm: str, config_dir: str | None) -> tuple[list[str], list[str]]:
     folders = [Path(config_dir)] if config_dir else []
     file = next(f for d in [*folders, conf_dir()] if (f := d / "arm" / f"{arm}.yaml").is_file())
     content = yaml.safe_load(file.read_text()) or {}
-    values, groups = list(_leaves({k: v for k, v in content.items() if k != "defaults"})), []
+    values = list(_leaves({k: v for k, v in content.items() if k != "defaults"}))
+    groups: list[str] = []
     for entry in content.get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             more, choices = _own(entry, config_dir)
@@ -196,10 +253,6 @@ def _missing(cfg: Config) -> list[str]:
     for name in [cfg.study.baseline, *(arm for pair in cfg.study.contrasts for arm in pair)]:
         if name is not None and name not in names:
             problems.append(f"study: arm {name!r} is not known{nearest(name, names)}")
-    try:
-        _writable(Path(cfg.results))
-    except OSError as e:
-        problems.append(f"results={cfg.results} cannot be written ({e.strerror}); choose a writable folder")
     return problems
 
 
@@ -209,14 +262,3 @@ def _arms_and_algorithms() -> list[str]:
     from grpo_bench.algos import ALGORITHMS
 
     return [*GlobalHydra.instance().config_loader().get_group_options("arm"), *ALGORITHMS]
-
-
-def _writable(folder: Path) -> None:
-    """Raise OSError unless records can be written to ``folder``, which need not exist yet."""
-    probe = folder.absolute()
-    while not probe.exists():
-        probe = probe.parent
-    if not probe.is_dir():
-        raise NotADirectoryError(20, "not a folder")
-    if not os.access(probe, os.W_OK | os.X_OK):
-        raise PermissionError(13, "permission denied")

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from filelock import FileLock, Timeout
 
 from grpo_bench import checkpoint as checkpoints
@@ -207,7 +207,7 @@ class RunRecord:
     # ------------------------------------------------------------------ end
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Close the run as complete and return the content of ``result.json``.
+        """Close the run as complete (or as its ``status`` says: diverged) and return the content of ``result.json``.
 
         ``result`` (``eval``, ``cost``, ``stability``, …) is put after the run's identity. eval.jsonl is gzipped with
         no time in its header, so equal rows give equal bytes.
@@ -220,10 +220,10 @@ class RunRecord:
             identity = {key: whole[key] for key in _IDENTITY if key in whole}
             rest = {k: v for k, v in whole.items() if k not in identity and k != "fingerprints"}
             content = finite({**identity, **rest, **result})
-            self._write_state("complete", exit_code=0)
+            # one is enough to extend a complete run from; weights are large
+            checkpoints.drop(self._root, checkpoints.steps_in(self._root)[:-1])
+            self._write_state(content["status"], exit_code=0)
             write_json(self.directory / "result.json", content)
-        # one is enough to extend a complete run from; weights are large
-        checkpoints.drop(self._root, checkpoints.steps_in(self._root)[:-1])
         return content
 
     def _zip(self) -> None:

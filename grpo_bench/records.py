@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,11 @@ class Study:
     jobs: list[dict[str, Any]]
 
     @property
+    def name(self) -> str:
+        """``<study>-<task>``, also where the folder was given as "."."""
+        return self.folder.resolve().name
+
+    @property
     def configs(self) -> list[dict[str, Any]]:
         return [run.config for run in self.runs if run.config]
 
@@ -167,7 +172,8 @@ def read_jsonl(path: Path, marks: tuple[str, ...] = ()) -> Iterator[dict[str, An
     number = 0
     try:
         with gzip.open(source, "rt", encoding="utf-8") if source is packed else source.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
+                number += 1
                 if not line.endswith("\n"):
                     return
                 if all(mark in line for mark in marks):
@@ -195,7 +201,8 @@ def read_scores(directory: Path, split: str) -> Scores | None:
                 total[i] += bool(row[_COLUMN[metric]])
             total[3] += 1
     except KeyError as error:
-        raise UserError(f"damaged record {directory / 'eval.jsonl'}: a row lacks {error}; remove it and rerun") from None
+        where = directory / "eval.jsonl"
+        raise UserError(f"damaged record {where}: a row lacks {error}; remove the run's folder and rerun it") from None
     if not sums:
         return None
     ids = tuple(sorted(sums))
@@ -238,7 +245,7 @@ def _load_run(path: Path, job: dict[str, Any]) -> Run:
         row=named.get("row") or job.get("row") or config.get("row") or arm,
         algo=algo,
         model=named.get("model") or (config.get("model") or {}).get("name") or "?",
-        seed=int(named.get("seed", job.get("seed", config.get("seed", match["seed"] if match else 0)))),
+        seed=_seed(named, job, config, match),
         config_hash=named.get("config_hash") or (match["hash"] if match else ""),
         status=status,
         reason=reason,
@@ -250,7 +257,7 @@ def _load_run(path: Path, job: dict[str, Any]) -> Run:
 def _status(state: dict[str, Any], result: dict[str, Any] | None) -> tuple[Status, str]:
     said, reason = state.get("status", ""), state.get("reason") or ""
     if result is not None:  # written last: its presence means complete, whatever a kill left in state.json
-        diverged = said == "diverged" or result.get("status") == "diverged" or (result.get("stability") or {}).get("diverged")
+        diverged = "diverged" in (said, result.get("status")) or (result.get("stability") or {}).get("diverged")
         return ("diverged" if diverged else "complete"), reason
     if said == "diverged":
         return "diverged", reason or "no reason recorded"
@@ -296,13 +303,21 @@ def _missing(folder: Path, job: dict[str, Any]) -> Run:
         row=str(job.get("row") or arm),
         algo="?",
         model="?",
-        seed=int(job.get("seed", match["seed"] if match else 0)),
+        seed=_seed(job, match),
         config_hash=match["hash"] if match else "",
         status="missing",
         reason="never begun",
         config={},
         result=None,
     )
+
+
+def _seed(*sources: Mapping[str, Any] | re.Match[str] | None) -> int:
+    for source in sources:
+        found = source["seed"] if isinstance(source, re.Match) else (source or {}).get("seed")
+        if found is not None:
+            return int(found)
+    return 0
 
 
 def _one_line(error: Exception) -> str:

@@ -37,8 +37,8 @@ def standing(cfg: Config, directory: Path) -> Standing:
         )
     if amount > before and schedule != "constant":
         raise UserError(
-            f"budget.amount={amount:g} cannot extend {directory}: optim.schedule={schedule} was laid out for {before:g} "
-            f"{unit}; use optim.schedule=constant, another seed, or start over with resume=false"
+            f"budget.amount={amount:g} cannot extend {directory}: optim.schedule={schedule} was laid out for "
+            f"{before:g} {unit}; use optim.schedule=constant, another seed, or start over with resume=false"
         )
     if (directory / "result.json").is_file():
         return "complete" if amount == before else "extended"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import ops
+from grpo_bench.cost import Size
 from grpo_bench.policy import Models, layout
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.noise import generator
@@ -91,19 +92,21 @@ class Learner:
 
     def __init__(self, cfg: Config, algo: Algorithm, models: Models) -> None:
         assert cfg.lr is not None
-        assert cfg.critic_lr is not None
         self.cfg, self.algo, self.models = cfg, algo, models
         self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)
+        self.size = Size.of(models.policy.model)
+        self.trained_tokens = 0  # of the last step, once per epoch
+        self.flops = 0.0  # of the last step
         self.shared = models.critic is not None and models.critic.trunk is None
         groups: list[tuple[Iterable[nn.Parameter], float]] = [(models.policy.parameters(), cfg.lr)]
-        if models.critic is not None and self.shared:
-            groups.append((models.critic.head.parameters(), cfg.critic_lr))
+        self.critic: Optimiser | None = None
+        if models.critic is not None:
+            assert cfg.critic_lr is not None  # resolved for every algorithm with a critic
+            if self.shared:
+                groups.append((models.critic.head.parameters(), critic_lr))
+            else:
+                self.critic = Optimiser([(models.critic.parameters(), critic_lr)], cfg.optim)
         self.policy = Optimiser(groups, cfg.optim)
-        self.critic = (
-            Optimiser([(models.critic.parameters(), cfg.critic_lr)], cfg.optim)
-            if models.critic is not None and not self.shared
-            else None
-        )
 
     def minibatches(self, batch: Batch, step: int, epoch: int) -> Iterable[Tensor]:
         """Rows of each minibatch: whole groups, in an order keyed by (seed, step, epoch)."""
@@ -121,6 +124,7 @@ class Learner:
         step: its forward measures what the minibatches before it did.
         """
         train_policy = step > self.algo.frozen_steps
+        self.trained_tokens, self.flops = 0, 0.0
         seen: dict[str, list[float]] = defaultdict(list)
         stopped = skipped = 0
         for epoch in range(self.cfg.epochs):
@@ -152,13 +156,13 @@ class Learner:
         cfg, algo, models = self.cfg, self.algo, self.models
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
+        rows = rows[batch.mask[rows].any(1)]  # dropped rows count in the weights and cost no forward
         sums: dict[str, float] = defaultdict(float)
         ratios: list[tuple[float, float]] = []
         for some in micro_batches(batch, rows, self.tokens):
             part, some_rows = take(batch, some), layout(batch, some)
-            if len(some_rows.targets) == 0:
-                continue
             weight = weights[some]
+            self._charge(part, train_policy)
             loss = torch.zeros((), device=weight.device)
             states = models.policy.states(some_rows) if train_policy or self.shared else None
             if train_policy:
@@ -178,7 +182,7 @@ class Learner:
                 sums["value_loss"] += float(value_loss.detach())
             loss.backward()
         tokens = max(sums.pop("tokens", 0.0), 1.0)
-        for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high"):
+        for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high", "ref_k1", "ref_k2", "ref_k3"):
             if train_policy:
                 seen[name].append(sums[name] / tokens)
         if train_policy:
@@ -190,6 +194,20 @@ class Learner:
             seen["value_loss"].append(sums["value_loss"])
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
+    def _charge(self, part: Batch, train_policy: bool) -> None:
+        """Tokens and FLOPs of one forward and backward (3 forwards) of the networks that are trained."""
+        completions = part.mask.sum(1)
+        assert part.prompt_lengths is not None
+        lengths = (part.prompt_lengths + completions).long().tolist()
+        tokens = int(completions.sum())
+        if train_policy:
+            self.trained_tokens += tokens
+            self.flops += 3 * self.size.forward(lengths, tokens)
+        elif self.shared:
+            self.flops += self.size.forward(lengths, 0)
+        if self.critic is not None:
+            self.flops += 3 * self.size.forward(lengths, 0)
+
     def _observe(
         self, part: Batch, logp: Tensor, entropy: Tensor, sums: dict[str, float], ratios: list[tuple[float, float]]
     ) -> None:
@@ -200,6 +218,9 @@ class Learner:
         ratio = torch.exp(logp - part.old_logp)
         low, high = self.algo.clip_range
         on = mask.bool()
+        if part.ref_logp is not None:
+            for name, estimate in ops.KL_ESTIMATORS.items():
+                sums[f"ref_{name}"] += float((estimate(logp, part.ref_logp) * mask).sum())
         for name, value in {
             "tokens": mask,
             "entropy": entropy * mask,
@@ -229,6 +250,7 @@ class Learner:
                 "policy/approx_kl_k2": mean("k2"),
                 "policy/approx_kl_k3": mean("k3"),
                 "policy/kl_old": seen["kl_old"][-1],
+                **{f"kl/ref_{k}_token": mean(f"ref_{k}") for k in ("k1", "k2", "k3") if self.models.has_reference},
                 "policy/kl_stopped": float(stopped),
                 "policy/clip_frac_low": mean("clip_low"),
                 "policy/clip_frac_high": mean("clip_high"),

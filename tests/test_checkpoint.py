@@ -16,6 +16,8 @@ from grpo_bench import checkpoint
 from grpo_bench.checkpoint import DamagedError, flatten_optimizer, restore_optimizer
 from grpo_bench.types import UserError
 
+REPO = Path(__file__).resolve().parent.parent
+
 
 def save(root: Path, step: int, tensors: dict, state: dict | None = None, keep: int = 2) -> Path:
     checkpoint.save(root, step, tensors, state or {}, {"journals": {}}, keep)
@@ -190,7 +192,8 @@ except UserError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 def test_a_real_write_that_the_system_refuses(tmp_path):
     save(tmp_path, 1, {"policy": {"w": torch.ones(3)}})
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", LIMITED, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "larger than this disk or process allows" in done.stdout
     assert done.stdout.count("\n") == 1

@@ -73,7 +73,7 @@ def test_windows_line_ends_byte_order_mark_and_missing_last_newline(tmp_path: Pa
     [
         (b'{"a": 1}\n{"a": \n', ":2: not JSON"),
         (b'{"a": 1}\n\n{"a": 2}\n', ":2: empty line"),
-        (b'[1, 2]\n', ":1: not a JSON object but list"),
+        (b"[1, 2]\n", ":1: not a JSON object but list"),
         (b'{"a": "\xff"}\n', ":1: not UTF-8 at byte 8"),
         (b'{"a": NaN}\n', ":1: not JSON: NaN"),
         (b"[" * 100_000 + b"\n", ":1: "),
@@ -123,7 +123,7 @@ def test_missing_folder_missing_split_file_for_a_folder_and_two_formats(tmp_path
 
 def test_empty_split_and_no_source_at_all(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="split 'train' of .* has no rows"):
+    with pytest.raises(UserError, match=r"split 'train' of .* has no rows"):
         read_split(str(tmp_path), None, None, "train")
     with pytest.raises(UserError, match=r"give a local folder with task\.path="):
         read_split(None, None, None, "train")
@@ -212,5 +212,5 @@ def test_the_datasets_library_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     write(tmp_path / "set", "train.jsonl", ROWS)
     assert values(read_hub(str(tmp_path / "set"), None, "train")) == ROWS
-    with pytest.raises(UserError, match="cannot load .*split 'test'.*give a local folder"):
+    with pytest.raises(UserError, match=r"cannot load .*split 'test'.*give a local folder"):
         read_hub(str(tmp_path / "set"), None, "test")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from grpo_bench import provenance
 from grpo_bench.files import Journal
 from grpo_bench.record import RunRecord, flatten_optimizer, read_json, restore_optimizer
 from grpo_bench.types import UserError
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 class CheckpointSettings(BaseModel):
@@ -64,7 +67,11 @@ def eval_row(step: int, split: str, index: int) -> dict[str, Any]:
 
 def toy_run(directory: Path, steps: int, stop_after: int | None = None, **settings: Any) -> dict[str, Any] | None:
     """A run in miniature: real optimizer, every kind of file, a checkpoint each 3 steps and at the end."""
-    record = RunRecord(directory, Settings(**settings), meta=META)
+    with closing(RunRecord(directory, Settings(**settings), meta=META)) as record:
+        return toy_steps(record, steps, stop_after)
+
+
+def toy_steps(record: RunRecord, steps: int, stop_after: int | None) -> dict[str, Any] | None:
     found = record.start()
     weight = torch.linspace(-1, 1, 6, requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=0.1)
@@ -90,14 +97,10 @@ def toy_run(directory: Path, steps: int, stop_after: int | None = None, **settin
             groups = {"policy": {"weight": weight.detach()}, "optimizer": tensors}
             record.checkpoint(step, groups, {"total": total, "optimizer": state})
         if step == stop_after:
-            record.close()
             return None
     record.evals([eval_row(steps, "test", i) for i in range(5)])
     result = {"eval": {"final": {"greedy": {"acc": total}}}, "cost": {"samples": 4 * steps}, "stability": {"x": None}}
-    try:
-        return record.finish(result)
-    finally:
-        record.close()
+    return record.finish(result)
 
 
 def outcome(directory: Path, last: int) -> dict[str, bytes]:
@@ -119,10 +122,10 @@ def unbroken(tmp_path_factory) -> Path:
 
 
 def test_files_of_a_complete_run(unbroken):
-    assert visible(unbroken) == sorted(
-        ["checkpoints", "config.yaml", "eval.jsonl.gz", "metrics.jsonl", "provenance.json", "result.json"]
-        + ["samples.jsonl", "state.json", "timing.jsonl"]
-    )
+    assert visible(unbroken) == [
+        *("checkpoints", "config.yaml", "eval.jsonl.gz", "metrics.jsonl", "provenance.json", "result.json"),
+        *("samples.jsonl", "state.json", "timing.jsonl"),
+    ]
     lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
     assert lines[1]["kl/coef"] is None  # NaN
@@ -160,7 +163,7 @@ def test_provenance_has_one_entry_per_attempt_and_nothing_private(tmp_path):
     first, second = read_json(tmp_path / "run" / "provenance.json")["attempts"]
     assert (first["attempt"], first["continued_from_step"]) == (1, None)
     assert (second["attempt"], second["continued_from_step"]) == (2, 3)
-    assert second["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert second["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert second["device"]["torch_threads"] == torch.get_num_threads()
     assert second["fingerprints"] == META["fingerprints"]
     del first["git"]  # a diff holds source text
@@ -198,8 +201,8 @@ def drive(root: Path, every: int) -> None:
     The child leaves by os._exit inside an audit hook: nothing is flushed and no handler runs, as with kill -9.
     """
     torch.set_num_threads(1)
-    toy_run(root / "unbroken", 5)
-    expected = outcome(root / "unbroken", 5)
+    toy_run(root / "unbroken", 4)
+    expected = outcome(root / "unbroken", 4)
     kill_at, kills = 1, 0
     while True:
         run = root / "run"
@@ -210,8 +213,8 @@ def drive(root: Path, every: int) -> None:
         # and once more while it recovers, at another point
         killed(run, 1 + (kill_at * 7) % 40)
         if not (run / "result.json").exists():
-            toy_run(run, 5)
-        assert outcome(run, 5) == expected, f"killed at touch {kill_at}"
+            toy_run(run, 4)
+        assert outcome(run, 4) == expected, f"killed at touch {kill_at}"
         assert not list(run.rglob("*.tmp")), f"killed at touch {kill_at}"
         kill_at += every
     print(kills)
@@ -229,31 +232,40 @@ def killed(run: Path, kill_at: int) -> bool:
                 if seen == kill_at:
                     os._exit(137)
 
+        def append(journal: Journal, *rows: dict[str, Any]) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == kill_at:  # the system took half of it
+                data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+                journal._file.write(data[: len(data) // 2])
+                os._exit(137)
+            whole(journal, *rows)
+
+        whole, Journal.append = Journal.append, append  # type: ignore[method-assign]
         sys.addaudithook(hook)
         if not (run / "result.json").exists():
-            toy_run(run, 5)
+            toy_run(run, 4)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
 
 
 def run_driver(root: Path, every: int) -> int:
-    code = f"import test_record, pathlib; test_record.drive(pathlib.Path({str(root)!r}), {every})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    code = "import sys, pathlib; sys.path.insert(0, 'tests'); import test_record; "
+    code += f"test_record.drive(pathlib.Path({str(root)!r}), {every})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_some_touches_of_the_disk(tmp_path):
-    assert run_driver(tmp_path, 11) > 10
+    assert run_driver(tmp_path, 37) > 1
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_every_touch_of_the_disk(tmp_path):
-    assert run_driver(tmp_path, 1) > 150
+    assert run_driver(tmp_path, 1) > 90
 
 
 def test_killed_between_gzip_and_result(tmp_path, unbroken):
@@ -372,6 +384,14 @@ def test_stop_says_why_in_one_line_without_paths(tmp_path):
     assert (state["status"], state["exit_code"], state["step"]) == ("diverged", 3, 1)
     assert state["reason"] == "loss is nan; see x.log"
     assert "pid" not in state
+
+
+def test_diverged_run_with_its_last_accuracy(tmp_path):
+    with closing(RunRecord(tmp_path, Settings(), meta=META)) as record:
+        record.start()
+        result = record.finish({"status": "diverged", "eval": {}})
+    assert result["status"] == read_json(tmp_path / "result.json")["status"] == "diverged"
+    assert read_json(tmp_path / "state.json")["status"] == "diverged"
 
 
 def test_unknown_names_and_missing_keys_are_programming_errors(tmp_path):

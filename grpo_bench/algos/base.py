@@ -110,7 +110,7 @@ class Algorithm(Knobs, ABC):
 
     def keep(self, batch: Batch) -> Tensor:
         """(B,) bool; dropped rows keep their place and get mask 0, their samples are charged."""
-        return batch.finished | ~batch.finished
+        return batch.finished.new_ones(batch.finished.shape)
 
     @abstractmethod
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -27,4 +27,4 @@ class Critic(nn.Module):
         if self.trunk is not None:
             states = self.trunk.states(rows)
         assert states is not None
-        return spread(self.head(states.float()).squeeze(-1), rows.mask)
+        return spread(self.head(states.to(self.head.weight.dtype)).squeeze(-1), rows.mask)

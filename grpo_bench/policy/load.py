@@ -87,6 +87,7 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
         raise UserError(f"the tokenizer of model={cfg.name} has no end token, so no answer could end; choose another model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.clean_up_tokenization_spaces = False  # it would change a response's text after the fact
     return tokenizer
 
 
@@ -125,6 +126,11 @@ class Models:
     critic: Critic | None
     reference: Policy | None
     reference_is_base: bool
+
+    @property
+    def has_reference(self) -> bool:
+        """A KL to the reference can be measured."""
+        return self.reference is not None or self.reference_is_base
 
     def parameters(self) -> dict[str, int]:
         """Parameters of each network; a shared trunk counts once, with the policy."""

@@ -28,7 +28,8 @@ class Policy(nn.Module):
         self.model = model
         self.dtype = dtype
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
-        self.head_is_plain = _head_matches(model)
+        with self.autocast():  # a reference may hold weights in ``dtype``
+            self.head_is_plain = _head_matches(model)
 
     @property
     def device(self) -> torch.device:
@@ -43,9 +44,9 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N,h) states -> (N,V) logits in fp32, as the model's own forward would give them."""
+        """(N,h) states -> (N,V) logits in fp32 (or the weights' float64), as the model's own forward would give them."""
         config = self.model.config
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = widen(self.model.get_output_embeddings()(hidden))
         if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
             logits = logits / scale
         if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
@@ -68,7 +69,7 @@ class Policy(nn.Module):
         if not self.head_is_plain:
             with self.autocast():
                 full = self.model(input_ids=rows.ids, use_cache=False).logits
-            logp, entropy = _select(full.flatten(0, 1)[rows.positions].float(), rows.targets, temperature, entropy_grad)
+            logp, entropy = _select(widen(full.flatten(0, 1)[rows.positions]), rows.targets, temperature, entropy_grad)
             return spread(logp, rows.mask), spread(entropy, rows.mask)
         states = self.states(rows) if states is None else states
 
@@ -107,6 +108,11 @@ class Policy(nn.Module):
         tokenizer.save_pretrained(folder)
 
 
+def widen(x: Tensor) -> Tensor:
+    """At least fp32: bf16 is too coarse to sum over a vocabulary; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _select(logits: Tensor, targets: Tensor, temperature: float, entropy_grad: bool) -> tuple[Tensor, Tensor]:
     """(N,V) logits, (N,) targets -> log-probs and entropies, both (N,)."""
     logits = logits / temperature
@@ -130,4 +136,4 @@ def _head_matches(model: PreTrainedModel) -> bool:
     probe = Policy.__new__(Policy)
     nn.Module.__init__(probe)
     probe.model = model
-    return bool(torch.allclose(probe.logits(hidden[0]), own[0].float(), atol=1e-3, rtol=1e-3))
+    return bool(torch.allclose(probe.logits(hidden[0]), widen(own[0]), atol=1e-3, rtol=1e-3))

@@ -47,11 +47,12 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool) -> Batch:
     """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T)."""
-    reference = models.reference is not None or models.reference_is_base
+    reference = models.has_reference
     shape, device = batch.mask.shape, batch.mask.device
-    out = {name: torch.zeros(shape, device=device) for name in ("old_logp", "ref_logp", "values")}
+    dtype = next(models.policy.parameters()).dtype  # of the master weights, whatever is computed in
+    out = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("old_logp", "ref_logp", "values")}
     shared = models.critic is not None and models.critic.trunk is None
-    for rows in micro_batches(batch, torch.arange(shape[0], device=device), tokens):
+    for rows in micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), tokens):
         part = layout(batch, rows)
         states = models.policy.states(part) if old or (values and shared) else None
         if old:

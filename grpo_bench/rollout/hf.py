@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from grpo_bench.policy import Policy
 from grpo_bench.rollout import Sampling
 from grpo_bench.rollout.finish import end_tokens, finish
 from grpo_bench.rollout.noise import Noise, generator
 from grpo_bench.types import Rollouts
+
+
+@contextlib.contextmanager
+def _own_rules_off(model: Any) -> Iterator[None]:
+    """Without the model's generation defaults: ``generate`` would add a chat model's repetition penalty and the like."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 class HFEngine:
@@ -42,7 +55,8 @@ class HFEngine:
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=policy.device)
             visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
             seed = int(generator(noise.seed, noise.stream, start, noise.step).integers(2**31))
-            with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []), policy.autocast():
+            devices = [policy.device] if policy.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices), policy.autocast(), _own_rules_off(policy.model):
                 torch.manual_seed(seed)
                 out = policy.model.generate(
                     input_ids=ids,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,10 @@ class Table:
     comparison: Comparison
     sheets: list[Sheet]
 
+    def markdown(self, figures: Sequence[str] = ()) -> str:
+        """The whole page; ``figures`` are names of images beside it."""
+        return markdown(self.heading, self.sheets, self.comparison, list(figures))
+
 
 def build(folder: Path, baseline: str | None = None) -> Table:
     """Read ``results/<study>-<task>`` and compare its arms; ``baseline`` names a row instead of the study's own.
@@ -34,7 +39,8 @@ def build(folder: Path, baseline: str | None = None) -> Table:
     Raises UserError for an empty, absent or damaged folder and for a baseline that has no run.
     """
     comparison = compare(load_study(folder), baseline)
-    command = f"python -m grpo_bench.table {folder.parent.name}/{folder.name}".replace(" /", " ")
+    whole = folder.resolve()  # shown as below the working directory, wherever it was called from
+    command = f"python -m grpo_bench.table {whole.parent.name}/{whole.name}"
     command += f" baseline={baseline}" if baseline else ""
     made = sheets(comparison)
     article = article_sheet(comparison)
@@ -45,12 +51,11 @@ def write(folder: Path, baseline: str | None = None) -> tuple[str, list[Path]]:
     """Write table.md, .csv, .tex, .json and the figures into ``folder``; the Markdown and the paths written."""
     from grpo_bench.figures import draw  # matplotlib takes a second to load, and a bad folder should not wait for it
 
-    folder = folder.resolve()
     table = build(folder, baseline)
     try:
         drawn = draw(table.comparison, folder)
         images = [path.name for path in drawn if path.suffix == ".png"]
-        text = markdown(table.heading, table.sheets, table.comparison, images)
+        text = table.markdown(images)
         files = {
             "table.md": text,
             "table.csv": as_csv(table.comparison),

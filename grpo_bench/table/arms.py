@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_bench.records import METRICS, Run
-from grpo_bench.table.pairs import Estimate, Side, accuracy, difference, overshoot, refusal, side
+from grpo_bench.table.pairs import TRAINING, Estimate, Side, accuracy, difference, overshoot, refusal, side
 
 PHASES = ("rollout", "reward", "score", "update", "eval", "total")
 
@@ -116,7 +116,7 @@ def _cost(arm: Arm) -> dict[str, float | None]:
         return {}
     flat = [_flat_cost(run.cost) for run in runs]
     cost = {key: _mean([one.get(key) for one in flat]) for key in flat[0]}
-    peaks = [one["peak_memory_bytes"] for one in flat if one.get("peak_memory_bytes") is not None]
+    peaks = [peak for one in flat if (peak := one.get("peak_memory_bytes")) is not None]
     cost["peak_memory_bytes"] = max(peaks, default=None)
     beyond = [value for run in runs if (value := overshoot(run)) is not None]
     cost["overshoot"] = max(beyond, default=None)
@@ -129,7 +129,7 @@ def _flat_cost(cost: dict[str, Any]) -> dict[str, float | None]:
     for network in ("policy", "critic", "reference"):
         flat[f"parameters_{network}"] = (cost.get("parameters") or {}).get(network)
     seconds = cost.get("seconds") or {}
-    training = [seconds.get(phase) for phase in ("rollout", "reward", "score", "update")]
+    training = [seconds.get(phase) for phase in TRAINING]
     work = sum(s for s in training if s is not None) or None
     for phase in PHASES:
         flat[f"seconds_{phase}"] = seconds.get(phase)
@@ -157,6 +157,8 @@ def _stability(arm: Arm) -> dict[str, float | None]:
         stability[key] = _mean([s.get(key) for s in kept])
     for key in ("adv/std", "group/frac_zero_std", "value/explained_var"):
         stability[key] = _mean([_mean([row.get(key) for row in run.metrics], skip=True) for run in arm.scored])
+    if arm.config.get("group_size") == 1:  # a group of one has no spread by definition, which says nothing
+        stability["group/frac_zero_std"] = None
     return stability
 
 
@@ -180,11 +182,12 @@ def against_base(arm: Arm) -> Difference:
 
 def _before(run: Run) -> Side | None:
     for which in ("base", "pretrained"):
-        greedy = (((run.result or {}).get("eval") or {}).get(which) or {}).get("greedy")
+        greedy = (((run.result or {}).get("eval") or {}).get(which) or {}).get("greedy") or {}
         scores = run.baseline_scores(which)
-        if greedy or scores:
-            means = {m: float(scores.by[m].mean()) for m in METRICS} if scores else {m: float(greedy[m]) for m in METRICS}
-            return Side(means, scores)
+        if scores is not None:
+            return Side({m: float(scores.by[m].mean()) for m in METRICS}, scores)
+        if greedy:
+            return Side({m: float(greedy[m]) for m in METRICS}, None)
     return None
 
 

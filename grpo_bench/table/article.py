@@ -33,7 +33,7 @@ def article_sheet(c: Comparison) -> Sheet | None:
         "stability": _stability,
         "efficiency": _efficiency,
         "memory": _memory,
-        "scope": lambda arm: _scope(arm),
+        "scope": _scope,
     }
     rows = [[name, *[cell(arm) for arm in chosen]] for name, cell in aspects.items()]
     for name, members in families.items():
@@ -51,8 +51,10 @@ def _choose(families: dict[str, list[Arm]], baseline: str | None) -> tuple[list[
     if sum(map(len, ranked.values())) <= COLUMNS:
         return [arm for members in ranked.values() for arm in members], []
     half = COLUMNS // 2
-    kept = {name: members[: max(half, COLUMNS - len(o))] for (name, members), o in zip(
-        ranked.items(), reversed(ranked.values()), strict=True)}
+    kept = {
+        name: members[: max(half, COLUMNS - len(o))]
+        for (name, members), o in zip(ranked.items(), reversed(ranked.values()), strict=True)
+    }
     left = [arm.label for name, members in ranked.items() for arm in members[len(kept[name]) :]]
     return [arm for members in kept.values() for arm in members], [f"Not shown here: {', '.join(left)}."]
 
@@ -98,7 +100,8 @@ def _stability(arm: Arm) -> str:
 
 def _efficiency(arm: Arm) -> str:
     cost = arm.cost
-    said = [f"{number(cost.get('seconds_per_step'), 2)} s a step", f"{number(cost.get('seconds_per_update'), 2)} s an update"]
+    said = [f"{number(cost.get('seconds_per_step'), 2)} s a step"]
+    said.append(f"{number(cost.get('seconds_per_update'), 2)} s an update")
     said.append(f"{number(cost.get('samples_per_second'), 1)} samples/s")
     total = cost.get("seconds_total")
     said.append(f"{integer(cost.get('samples'))} samples in {number(total, 0)} s, evaluation included")

@@ -1,4 +1,4 @@
-"""From the records of a study to what its tables say: arms, contrasts, the models before RL, what is left out and why."""
+"""From the records of a study to what its tables say: arms, contrasts, models before RL, what is left out and why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
     settings: dict[str, Any] = next((c["study"] for c in study.configs if c.get("study")), {})
     names = {name for arm in arms for name in (arm.label, arm.row, arm.arm)}
     if baseline is not None and baseline not in names:
-        raise UserError(f"baseline={baseline}: no such row in {study.folder.name}; it has {', '.join(sorted(names))}")
+        raise UserError(f"baseline={baseline}: no such row in {study.name}; it has {', '.join(sorted(names))}")
     chosen = baseline or settings.get("baseline")
     notes: list[str] = []
     if chosen is not None and chosen not in names:
@@ -95,8 +95,10 @@ def _evaluated(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     steps = ((run.config.get("model") or {}).get("warmstart") or {}).get("steps")
     for which in ("pretrained", "base"):
         one = evals.get(which) or {}
-        twice = which == "base" and evals.get("pretrained") and (
-            steps == 0 or (names.get("base") is not None and names.get("base") == names.get("pretrained"))
+        twice = (
+            which == "base"
+            and evals.get("pretrained")
+            and (steps == 0 or (names.get("base") is not None and names.get("base") == names.get("pretrained")))
         )
         if one.get("greedy") and not twice:
             yield which, {mode: one[mode] for mode in ("greedy", "sampled") if one.get(mode)}

@@ -64,7 +64,7 @@ def _test(contrast: Contrast) -> None:
         a, b = both[0][0], both[1][0]
         contrast.p, contrast.test = stats.mcnemar(int((a > b).sum()), int((b > a).sum())), "McNemar"
     elif estimate.unit == "problems":
-        contrast.p, contrast.test = estimate.interval.p, "t over problems"
+        contrast.p, contrast.test = estimate.interval.p, "z over problems"
 
 
 def _verdict(contrast: Contrast, margin: float) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
-from grpo_bench.records import Run
+from grpo_bench.provenance import base_names
+from grpo_bench.records import Run, Study
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.layout import count
 from grpo_bench.table.pairs import budget, verifier
@@ -21,17 +22,15 @@ class Heading:
 def heading(c: Comparison, command: str) -> Heading:
     """Everything is collected over all runs: where they differ, all values are named."""
     runs = [run for run in c.study.runs if run.config or run.result]
-    tasks = _each(_task(run) for run in runs)
-    lines = [("Task", tasks), ("Model", _each(_model(run) for run in runs)), ("Budget", _budget(c, runs))]
+    models = [_model(run) for run in runs if run.cost] or [run.model for run in runs]
+    lines = [("Task", _each(map(_task, runs))), ("Model", _each(models)), ("Budget", _budget(c, runs))]
     lines += [("Test", _each(_test(run) for run in runs)), ("Seeds", _each(str(run.seed) for run in c.study.runs))]
     lines.append(("Revision", _each(_revision(run) for run in runs)))
     if c.baseline:
         lines.append(("Baseline", c.baseline))
-    sweeps = _each(_sweep(job) for job in c.study.jobs)
-    if sweeps != "not recorded":
-        lines.append(("Runs made by", f"`{sweeps}`"))
+    lines.append(("Runs made by", _sweep(c.study, runs)))
     lines.append(("Table made by", f"`{command}`"))
-    return Heading(c.study.folder.name, lines)
+    return Heading(c.study.name, lines)
 
 
 def _task(run: Run) -> str | None:
@@ -54,6 +53,8 @@ def _budget(c: Comparison, runs: list[Run]) -> str:
     said = _each(budget(run) for run in runs)
     beyond = [arm.cost["overshoot"] for arm in c.arms if arm.cost.get("overshoot") is not None]
     largest = max((x for x in beyond if x is not None), default=0.0)
+    if not beyond:
+        return said
     return f"{said} a run" + (f"; overshot by at most {100 * largest:.1f} %" if largest > 0.0005 else "")
 
 
@@ -78,9 +79,22 @@ def _revision(run: Run) -> str | None:
     return commit[:12] + (" with uncommitted changes" if dirty or git.get("dirty") else "")
 
 
-def _sweep(job: dict[str, Any]) -> str | None:
-    command = job.get("command") or job.get("argv")
-    return " ".join(map(str, command)) if isinstance(command, list) else command
+def _sweep(study: Study, runs: list[Run]) -> str:
+    """The command whose jobs these runs are, put together from what each was given."""
+    argv: list[str] = next((found for run in runs if (found := run.provenance.get("argv"))), [])
+    names = {word: argv[i + 1] for i, word in enumerate(argv[:-1]) if word in ("--config-dir", "--config-name")}
+    where = [f"{word} {value}" for word, value in sorted(names.items()) if value != "config"]
+    given: dict[str, list[str]] = {}
+    for job in study.jobs:
+        for override in job.get("overrides") or []:
+            key, _, value = base_names(override).partition("=")
+            if value not in given.setdefault(key, []):
+                given[key].append(value)
+    if study.jobs and prod(len(values) for values in given.values()) == len(study.jobs):
+        words = [f"{key}={','.join(values)}" for key, values in given.items()]
+        return f"`{' '.join(['python -m grpo_bench -m', *where, *words])}`"
+    single = [" ".join(["python -m grpo_bench", *(run.provenance.get("argv") or [])[1:]]) for run in runs]
+    return f"`{single[0]}`" if len(set(single)) == 1 else "several commands, see provenance.json of each run"
 
 
 def _each(values: Iterable[str | None]) -> str:

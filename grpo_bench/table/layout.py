@@ -74,6 +74,7 @@ def answers_sheet(c: Comparison) -> Sheet:
     members: list[Arm | Reference] = [*c.references, *[arm for arm in c.arms if arm.accuracy]]
     found = {key for one in members for key, value in one.evals.items() if value is not None}
     keys = ["sampled/acc"] if "sampled/acc" in found else []
+    found -= {"sampled/pass@1", "sampled/maj@1"}  # the same as the accuracy of one sample
     for kind in ("pass@", "maj@"):
         keys += sorted((k for k in found if k.startswith(f"sampled/{kind}")), key=lambda k: int(k.split("@")[1]))
     lengths = ["greedy/truncated", "greedy/len_mean", "greedy/len_correct", "greedy/len_wrong"]
@@ -97,8 +98,9 @@ def answers_sheet(c: Comparison) -> Sheet:
 
 def cost_sheet(c: Comparison) -> Sheet:
     """What each arm took: networks, memory, seconds by phase, tokens."""
-    header = ["", "policy", "critic", "reference", "peak memory", "s/update: rollout", "reward", "score", "update", "sum"]
-    header += ["s/step", "eval s", "total s", "samples", "prompts", "tokens generated", "trained", "updates", "FLOPs"]
+    header = ["", "policy", "critic", "reference", "peak memory", "s/update: rollout", "reward", "score", "update"]
+    header += ["sum", "s/step", "eval s", "total s", "samples", "prompts", "tokens generated", "trained", "updates"]
+    header.append("FLOPs")
     rows = []
     for arm in c.arms:
         cost = arm.cost
@@ -112,9 +114,9 @@ def cost_sheet(c: Comparison) -> Sheet:
         row += [*[number(x, 3) for x in clocks[:2]], *[number(x, 0) for x in clocks[2:]]]
         rows.append([*row, *[integer(x) for x in amounts], scientific(cost.get("flops"))])
     notes = [
-        "Means over seeds; memory is the largest. A step is one rollout and its updates, an update one optimiser step of "
-        "the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops and a critic's warm-up "
-        "are charged to it."
+        "Means over seeds; memory is the largest. A step is one rollout and its updates, an update one optimiser step "
+        "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops and a critic's "
+        "warm-up are charged to it."
     ]
     return Sheet("cost", "Cost", header, rows, notes)
 
@@ -148,8 +150,9 @@ def contrasts_sheet(c: Comparison) -> Sheet:
         rows.append(row)
     when = "declared in the study's configuration" if c.declared else "every row against the baseline, not declared"
     notes = [
-        f"Contrasts: {when}. Higher or lower: the interval excludes zero and Holm's p over these contrasts is below 0.05. "
-        f"Equivalent: the 90 % interval lies within ±{100 * c.margin:g} points. Seeds and problems: two-level bootstrap."
+        f"Contrasts: {when}. Higher or lower: the interval excludes zero and Holm's p over these contrasts is below "
+        f"0.05. Equivalent: the 90 % interval lies within ±{100 * c.margin:g} points. Seeds and problems: two-level "
+        "bootstrap."
     ]
     return Sheet("contrasts", "Contrasts", header, rows, notes)
 
@@ -171,7 +174,7 @@ def points(difference: Difference) -> str:
         return NONE
     interval = difference.by["acc"].interval
     if not interval.known:
-        return f"{100 * interval.estimate:+.1f}"
+        return f"{100 * interval.estimate:+.1f} (no interval)"
     text = f"{100 * interval.estimate:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
     return Bold(text) if interval.excludes_zero else text
 
@@ -245,7 +248,7 @@ def _meanings(kinds: Sequence[str]) -> list[str]:
         )
     if "problems (" in said:
         lines.append(
-            "Over problems: what other test problems would change, for the trained models at hand; conditional on these "
-            "seeds, it says nothing about training again."
+            "Over problems: what other test problems would change, for the trained models at hand; conditional on "
+            "these seeds, it says nothing about training again."
         )
     return lines

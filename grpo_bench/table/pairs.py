@@ -22,14 +22,8 @@ from grpo_bench.stats import Interval
 SEEDS_FOR_T = 3  # below, an interval over seeds says nothing (t of 1 degree of freedom: 12.7)
 SEEDS_FOR_CLAIM = 5  # below, an exact sign-flip test over seeds cannot come under p = 0.1
 
-# the amount of a budget's unit that a run really spent, as a path into result.json's cost
-SPENT = {
-    "samples": ("samples",),
-    "tokens": ("generated_tokens",),
-    "updates": ("updates",),
-    "seconds": ("seconds", "total"),
-    "flops": ("flops",),
-}
+SPENT = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}  # keys of cost
+TRAINING = ("rollout", "reward", "score", "update")  # phases whose seconds a budget counts
 
 # what decides how the final greedy test asks and grades; how often dev is looked at may differ between arms
 _TEST_SETTINGS = ("eval_split", "prompt", "stop", "answer", "max_new_tokens", "verify_seconds")
@@ -96,7 +90,7 @@ def difference(pairs: Sequence[tuple[Side, Side]], metric: str, level: float = 0
     # equal differences leave no spread to estimate from: a zero-width interval over seeds would claim certainty
     if len(pairs) >= SEEDS_FOR_T and np.ptp(np.subtract(xs, ys)) > 1e-12:
         return Estimate(stats.paired_t(xs, ys, level), "seeds", len(pairs), problems)
-    if a is not None and b is not None and a.shape[1] == b.shape[1] and a.shape[1] > 1:
+    if a is not None and b is not None and a.shape[1] == b.shape[1]:
         return Estimate(stats.paired_problems(a, b, level), "problems", len(pairs), problems)
     return Estimate(_point(float(np.mean(np.subtract(xs, ys))), len(pairs)), "none", len(pairs), problems)
 
@@ -139,8 +133,10 @@ def facts(run: Run) -> dict[str, str | None]:
         "task version": f"{task['name']} v{task.get('version')}" if task.get("name") else None,
         "verifier version": verifier(run),
         "budget": budget(run),
-        **{f"{name} of the test": json.dumps(asked[name], ensure_ascii=False) if name in asked else None
-           for name in (*_TEST_SETTINGS, "eval.test_n")},
+        **{
+            f"{name} of the test": json.dumps(asked[name], ensure_ascii=False) if name in asked else None
+            for name in (*_TEST_SETTINGS, "eval.test_n")
+        },
     }
 
 
@@ -153,7 +149,7 @@ def verifier(run: Run) -> str | None:
 
 
 def budget(run: Run) -> str | None:
-    """"10,240 samples"; None where the record does not say."""
+    """Such as "10,240 samples"; None where the record does not say."""
     declared = (run.result or {}).get("budget") or run.config.get("budget")
     return f"{float(declared['amount']):,.10g} {declared['unit']}" if declared else None
 
@@ -161,10 +157,12 @@ def budget(run: Run) -> str | None:
 def overshoot(run: Run) -> float | None:
     """Share of the budget that the last step spent beyond it, 0.02 for 2 %."""
     declared = (run.result or {}).get("budget") or run.config.get("budget")
-    spent: Any = run.cost
-    for key in SPENT.get((declared or {}).get("unit", ""), ()):
-        spent = (spent or {}).get(key)
-    if not declared or not isinstance(spent, int | float):
+    if not declared:
+        return None
+    seconds = run.cost.get("seconds") or {}
+    in_seconds = sum(seconds.get(phase) or 0.0 for phase in TRAINING) or None
+    spent = in_seconds if declared["unit"] == "seconds" else run.cost.get(SPENT[declared["unit"]])
+    if spent is None:
         return None
     return float(spent) / float(declared["amount"]) - 1
 

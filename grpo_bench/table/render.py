@@ -50,14 +50,16 @@ def latex(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> str:
     for sheet in sheets:
         width = len(sheet.header)
         # sentences wrap in columns of equal width; numbers stay on one line and the table is scaled to fit
-        columns = "l" + f"p{{{0.84 / (width - 1):.3f}\\linewidth}}" * (width - 1) if sheet.wide else "l" + "r" * (width - 1)
+        column = f"p{{{0.84 / (width - 1):.3f}\\linewidth}}" if sheet.wide else "r"
+        columns = "l" + column * (width - 1)
         body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _tex_row(sheet.header), "\\midrule"]
         body += [_tex_row(row) for row in sheet.rows]
         body += ["\\bottomrule", "\\end{tabular}"]
         if not sheet.wide:
             body = ["\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%", *body, "}"]
         caption = " ".join([sheet.title + ".", *sheet.notes])
-        top = ["\\begin{table}[t]", "\\centering", "\\small", f"\\caption{{{tex(caption)}}}", f"\\label{{tab:{sheet.name}}}"]
+        top = ["\\begin{table}[t]", "\\centering", "\\small", f"\\caption{{{tex(caption)}}}"]
+        top.append(f"\\label{{tab:{sheet.name}}}")
         parts.append("\n".join([*top, *body, "\\end{table}"]))
     known = [*comparison.left_out, *comparison.notes]
     parts += ["\n".join(f"% {line}" for line in known)] if known else []
@@ -71,7 +73,8 @@ def tex(text: str) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """One line per row of the table, unrounded, fractions instead of percent; empty where unknown."""
-    rows = [_flat(one, comparison.baseline) for one in (*comparison.references, *comparison.arms)]
+    members: list[Arm | Reference] = [*comparison.references, *comparison.arms]
+    rows = [_flat(one, comparison.baseline) for one in members]
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")

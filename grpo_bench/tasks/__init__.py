@@ -35,7 +35,7 @@ class Task(ABC):
         self.cfg = cfg
         self.seed = seed
         self.notes: list[str] = []  # what loading dropped and why, one line each, for the log and the provenance
-        self._verifier: Verifier | None = None
+        self.verifier: Verifier | None = None  # made by the first grade that needs one
 
     @abstractmethod
     def draw(self, index: int, seed: int, purpose: str) -> Problem:
@@ -95,19 +95,19 @@ class Task(ABC):
         """One grade per response; never raises on what a model wrote."""
         from grpo_bench.tasks import grading
 
-        if self.cfg.answer == "math" and self._verifier is None:
+        if self.cfg.answer == "math" and self.verifier is None:
             from grpo_bench.tasks.verifier import Verifier
 
-            self._verifier = Verifier(seconds=self.cfg.verify_seconds, workers=self.cfg.verify_workers)
+            self.verifier = Verifier(seconds=self.cfg.verify_seconds, workers=self.cfg.verify_workers)
         return grading.grade(
-            self.cfg.answer, [problem.answer for problem in problems], list(responses), verifier=self._verifier
+            self.cfg.answer, [problem.answer for problem in problems], list(responses), verifier=self.verifier
         )
 
     def close(self) -> None:
         """Stop worker processes; a later ``grade`` starts them again."""
-        if self._verifier is not None:
-            self._verifier.close()
-            self._verifier = None
+        if self.verifier is not None:
+            self.verifier.close()
+            self.verifier = None
 
 
 def load_task(cfg: TaskConfig, seed: int) -> Task:

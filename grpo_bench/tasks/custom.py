@@ -30,7 +30,7 @@ class CustomTask(DatasetTask):
         if self.cfg.path is not None and Path(self.cfg.path).expanduser().is_file():
             return self._from_file(Path(self.cfg.path).expanduser())
         if self.cfg.path is None and self.cfg.hub is None:
-            raise UserError("task=custom needs task.path=...: a jsonl file, or a folder with train.jsonl and test.jsonl")
+            raise UserError("task=custom needs task.path=...: a jsonl file or a folder with train.jsonl and test.jsonl")
         train, test = self._split(self.cfg.split), self._split(self.cfg.eval_split)
         ids = {problem.id for problem in train}
         both = [problem.id for problem in test if problem.id in ids]
@@ -44,7 +44,9 @@ class CustomTask(DatasetTask):
 
     def _from_file(self, file: Path) -> Splits:
         if file.suffix not in SUFFIXES:
-            raise UserError(f"task.path={file}: give a .jsonl or .parquet file, or a folder with train.jsonl and test.jsonl")
+            raise UserError(
+                f"task.path={file}: give a .jsonl or .parquet file or a folder with train.jsonl and test.jsonl"
+            )
         problems = parse_rows(read_files([file]), lambda row: parse(row, "all", self.cfg.answer))
         test = [problem for problem in problems if is_test(problem)]
         train = [problem for problem in problems if not is_test(problem)]

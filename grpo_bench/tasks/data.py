@@ -154,13 +154,16 @@ def read_hub(hub: str, hub_config: str | None, split: str, setting: str = "task.
         table = datasets.load_dataset(hub, hub_config, split=split, revision=revision)
     except Exception as error:
         offline = " with HF_HUB_OFFLINE set" if constants.HF_HUB_OFFLINE else ""
-        raise UserError(f"cannot load {hub}, split {split!r}, from the hub{offline} ({_first_line(error)}); {advice}") from error
+        what = f"{hub}, split {split!r}, from the hub{offline}"
+        raise UserError(f"cannot load {what} ({_first_line(error)}); {advice}") from error
     return [Row(dict(values), index, f"{hub} {split}, row {index + 1}") for index, values in enumerate(table)]
 
 
 def parse_rows(rows: Sequence[Row], parse: Callable[[Row], Problem]) -> list[Problem]:
     """``parse`` over all rows; every bad row (BadRow) and every repeated id is found before UserError is raised."""
-    problems, bad, seen = [], [], {}
+    problems: list[Problem] = []
+    bad: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
     for row in rows:
         try:
             problem = parse(row)

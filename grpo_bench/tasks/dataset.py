@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEV_LARGEST = 512
 DEV_SHARE = 10  # one in so many training problems, at most
 NAMED = 20  # ids named in one note
+BOUNDARY = 16  # tokens that a question may change in the text around it
 ORDER_RULE = "philox-argsort-1"  # part of prompt_stream_hash: changes when the order of the stream does
 
 
@@ -64,7 +65,7 @@ class DatasetTask(Task):
         train = self._without_leaks(splits)
         train = by_hash(self._filtered(train))
         if len(train) < 2:
-            raise UserError(f"{cfg.name}: {len(train)} training problem left; one for dev and one to train on are needed")
+            raise UserError(f"{cfg.name}: {len(train)} training problem left; dev and train need one each")
         dev = min(DEV_LARGEST, max(1, len(train) // DEV_SHARE))
         self._dev = train[:dev]
         self._train = train[dev:][: cfg.filters.limit]
@@ -96,31 +97,44 @@ class DatasetTask(Task):
             example = next(iter(self._by_id))
             raise UserError(f"task {self.cfg.name} has no problem {id!r}; ids look like {example!r}") from None
 
+    def problems(self) -> list[Problem]:
+        """Every problem as read, dropped ones too, in no particular order."""
+        return list(self._by_id.values())
+
     def fit(self, tokenizer: Any) -> None:
         """Drop train and dev problems whose prompt is longer than ``max_prompt_tokens``; name test prompts that are.
 
         Test problems are always kept, whole: dropping them would change what the accuracy is of.
         """
         limit = self.cfg.max_prompt_tokens
-        lengths = {
-            problem.id: len(ids)
-            for problems in (self._train, self._dev, self._test)
-            for problem, ids in zip(problems, self.prompt_ids(problems, tokenizer), strict=True)
-        }
-        long = [problem.id for problem in (*self._train, *self._dev) if lengths[problem.id] > limit]
-        self._drop(long, f"prompt longer than {limit} tokens")
-        train = [problem for problem in self._train if lengths[problem.id] <= limit]
+        lengths = self._long_prompts(tokenizer)
+        self._drop([p.id for p in (*self._train, *self._dev) if p.id in lengths], f"prompt longer than {limit} tokens")
+        train = [problem for problem in self._train if problem.id not in lengths]
         if not train:
             shortest = min(lengths[problem.id] for problem in self._train)
             raise UserError(
-                f"every training prompt is longer than task.max_prompt_tokens={limit}; the shortest has {shortest} tokens"
+                f"every training prompt is longer than task.max_prompt_tokens={limit}; "
+                f"the shortest has {shortest} tokens"
             )
         self._train = train
-        self._dev = [problem for problem in self._dev if lengths[problem.id] <= limit]
-        kept = [problem.id for problem in self._test if lengths[problem.id] > limit]
+        self._dev = [problem for problem in self._dev if problem.id not in lengths]
+        kept = [problem.id for problem in self._test if problem.id in lengths]
         if kept:
             self.notes.append(f"kept {len(kept)} test prompts longer than {limit} tokens, whole: {name_ids(kept)}")
         self._hash_stream()
+
+    def _long_prompts(self, tokenizer: Any) -> dict[str, int]:
+        """Prompts above ``max_prompt_tokens``: problem id -> tokens.
+
+        A question adds at most one token per byte to the prompt of an empty one, so that most prompts, and all their
+        few-shot examples, need not be tokenized to be known as short.
+        """
+        limit = self.cfg.max_prompt_tokens
+        (empty,) = self.prompt_ids([Problem("", "", "")], tokenizer)
+        room = limit - len(empty) - BOUNDARY
+        open_ = [p for p in (*self._train, *self._dev, *self._test) if len(p.question.encode()) > room]
+        lengths = {p.id: len(ids) for p, ids in zip(open_, self.prompt_ids(open_, tokenizer), strict=True)}
+        return {id: length for id, length in lengths.items() if length > limit}
 
     def _without_leaks(self, splits: Splits) -> list[Problem]:
         first: dict[str, str] = {}
@@ -196,8 +210,9 @@ def by_hash(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def fingerprint(cfg: TaskConfig, splits: Splits) -> str:
-    """sha256 over the contents of all splits, the task's version, its choice of splits, filters, prompt and answer rule."""
-    settings = cfg.model_dump(mode="json", include={"name", "version", "split", "eval_split", "filters", "prompt", "answer"})
+    """sha256 over the contents of all splits and over what of the config decides what is asked, and how."""
+    decisive = {"name", "version", "split", "eval_split", "filters", "prompt", "answer"}
+    settings = cfg.model_dump(mode="json", include=decisive)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, problems in (("train", splits.train), ("test", splits.test), ("held_out", splits.held_out)):
         digest.update(f"\n{name} {len(problems)}\n".encode())

@@ -60,7 +60,7 @@ def unmarked(rule: str, solution: str) -> str:
 
 
 def _unbox(text: str) -> str:
-    """``text`` with every \\boxed{...} and \\fbox{...} replaced by its content; without braces, only the command goes."""
+    """``text`` with every \\boxed{...} and \\fbox{...} replaced by its content; without braces the command goes."""
     while (match := _BOX.search(text)) is not None:
         before, rest = text[: match.start()], text[match.end() :]
         depth = 0

@@ -25,7 +25,8 @@ class MathTask(DatasetTask):
     def read(self) -> Splits:
         pair = (self.cfg.split, self.cfg.eval_split)
         if pair not in SPLITS["math"]:
-            raise UserError(f"task.split={pair[0]} with task.eval_split={pair[1]} is refused; choose from {SPLITS['math']}")
+            known = " or ".join(f"task.split={split} task.eval_split={other}" for split, other in SPLITS["math"])
+            raise UserError(f"task.split={pair[0]} with task.eval_split={pair[1]} is refused; choose {known}")
         train, test = self._split("train"), self._split("test")
         if self.cfg.eval_split == "test":
             return Splits(train, test)
@@ -40,7 +41,7 @@ class MathTask(DatasetTask):
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(math500)} MATH-500 problems are not in the test split of MATH "
-                f"({name_ids(missing)}), so split=12k cannot keep them out of train; check task.path and task.math500_path"
+                f"({name_ids(missing)}); split=12k cannot keep them out of train: check task.path and task.math500_path"
             )
         self.notes.append(f"split=12k: {len(removed)} problems of MATH-500 taken out, {len(train) + len(rest):,} left")
         return Splits(train + rest, math500, held_out=removed)
@@ -65,13 +66,13 @@ def find_math500(folder: Path) -> Path:
         if place.is_dir():
             return place
     raise UserError(
-        f"no folder math500 inside or beside task.path={folder}; give task.math500_path=... (a folder with test.jsonl), "
-        "or task.split=7.5k task.eval_split=test"
+        f"no folder math500 inside or beside task.path={folder}; give task.math500_path=..., a folder with "
+        "test.jsonl, or task.split=7.5k task.eval_split=test"
     )
 
 
 def parse(row: Row, prefix: str) -> Problem:
-    """A row {problem, solution, level, type or subject} as a problem; gold is the content of the solution's last box."""
+    """A row {problem, solution, level, type or subject} as a problem; gold is what the solution's last box holds."""
     question, solution = text_field(row, "problem"), text_field(row, "solution")
     subject = text_field(row, "subject" if "subject" in row.values else "type")
     answer = last_boxed(solution)

@@ -52,8 +52,8 @@ class Verdict:
 class Verifier:
     """Compares answers with gold answers; a context manager, usable from any thread (one call at a time).
 
-    ``seconds`` is the limit of one comparison in CPU time, so that a busy machine does not change verdicts (wall-clock
-    time is limited to ``WALL_FACTOR`` times as much); ``workers`` the number of processes, 0 for one per core, at
+    ``seconds`` is the limit of one comparison in CPU time, so that a busy machine does not change verdicts (time spent
+    waiting ends at ``WALL_FACTOR`` times as much); ``workers`` the number of processes, 0 for one per core, at
     most 8. Processes start with the first comparison that needs one. ``verifier_timeouts`` and ``verifier_errors``
     count verdicts given since the start, repeated ones included, so that they do not depend on what is cached.
     """
@@ -87,7 +87,9 @@ class Verifier:
 
         Spelling decides where it can (latex.py); an empty gold answer equals nothing.
         """
-        known = {i: Verdict(equal) for i, (gold, answer) in enumerate(pairs) if (equal := decide(gold, answer)) is not None}
+        known = {
+            i: Verdict(equal) for i, (gold, answer) in enumerate(pairs) if (equal := decide(gold, answer)) is not None
+        }
         return self._verdicts("expression", pairs, known)
 
     def find(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -96,8 +98,15 @@ class Verifier:
         It looks for "final answer is ..." and boxes first, then for "answer: ...", then for the last formula or number.
         """
         pairs = [(gold, text[-MAX_TEXT:]) for gold, text in pairs]
-        known = {i: Verdict(False) for i, (gold, text) in enumerate(pairs) if not gold.strip() or not has_expression(text)}
-        return self._verdicts("text", pairs, known)
+        known = {
+            i: Verdict(False) for i, (gold, text) in enumerate(pairs) if not gold.strip() or not has_expression(text)
+        }
+        verdicts = self._verdicts("text", pairs, known)
+        return [
+            # spelling tells for what it finds but cannot parse (43_5, 5:30 p.m.)
+            Verdict(True, "done", verdict.found) if verdict.found and decide(gold, verdict.found) else verdict
+            for (gold, _), verdict in zip(pairs, verdicts, strict=True)
+        ]
 
     def _verdicts(self, kind: str, pairs: Sequence[tuple[str, str]], known: dict[int, Verdict]) -> list[Verdict]:
         keys = {i: _key(kind, *pair) for i, pair in enumerate(pairs) if i not in known}
@@ -163,7 +172,8 @@ class _Worker:
             env=os.environ | {"PYTHONHASHSEED": "0"},
             start_new_session=True,  # an interrupt at the terminal is for the run, which then closes its workers
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.requests, self.replies = self.process.stdin, self.process.stdout
         os.set_blocking(self.replies.fileno(), False)
         self._buffer = b""
@@ -191,7 +201,9 @@ class _Worker:
             line, _, self._buffer = self._buffer.partition(b"\n")
             reply: dict[str, Any] = json.loads(line)
             if "failed" in reply:
-                raise UserError(f"math-verify cannot be loaded ({reply['failed']}); pip install 'math-verify[antlr4_9_3]'")
+                raise UserError(
+                    f"math-verify cannot be loaded ({reply['failed']}); pip install 'math-verify[antlr4_9_3]'"
+                )
             if "ready" in reply:
                 self.started = True
             elif reply["id"] == self.request:

@@ -24,7 +24,9 @@ import sys
 from typing import Any
 
 RECYCLE = 500  # comparisons per fork: its caches stay small, and the bound on memory stays a bound per comparison
-WALL_FACTOR = 3.0  # wall-clock limit per CPU limit: a busy machine must not turn right answers into wrong ones
+# Wall-clock limit per CPU limit. What computes is stopped by the CPU limit; this one is for what waits, and wide, for a
+# busy machine must not turn right answers into wrong ones.
+WALL_FACTOR = 20.0
 ENDED, RECYCLED = 0, 3  # exit codes of a fork
 
 WARM_UP = (
@@ -50,13 +52,14 @@ def compare(kind: str, gold: str, answer: str) -> tuple[bool, str | None]:
     from math_verify import LatexExtractionConfig, parse, verify
 
     boxed = [LatexExtractionConfig(boxed_match_priority=0)]
-    want = parse(f"\\boxed{{{gold}}}", boxed, parsing_timeout=None)  # type: ignore[arg-type]
+    want = parse(f"\\boxed{{{gold}}}", boxed, parsing_timeout=None)
     if kind == "expression":
-        got = parse(f"\\boxed{{{answer}}}", boxed, parsing_timeout=None)  # type: ignore[arg-type]
+        got = parse(f"\\boxed{{{answer}}}", boxed, parsing_timeout=None)
     else:
-        got = parse(answer, parsing_timeout=None)  # type: ignore[arg-type]
+        got = parse(answer, parsing_timeout=None)
     found = next((str(item) for item in reversed(got) if isinstance(item, str)), None)
-    return verify(want, got, timeout_seconds=None, raise_on_error=True), found
+    equal = verify(want, got, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+    return equal, found
 
 
 def serve(requests: int, replies: int, current: mmap.mmap, seconds: float, memory: int) -> int:

@@ -1,0 +1,221 @@
+"""START HERE: one run, top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grpo_bench.baselines import Phase, baseline, baseline_key
+from grpo_bench.collect import Experience, collect, describe, drop
+from grpo_bench.console import Console
+from grpo_bench.cost import Meter, Size
+from grpo_bench.evaluate import Row, evaluate, flat, summarise
+from grpo_bench.identity import config_hash, run_id
+from grpo_bench.policy import Policy, choose_device, compute_dtype, load_model, load_tokenizer, make_models
+from grpo_bench.policy.score import score
+from grpo_bench.record import RunRecord
+from grpo_bench.rollout import Engine, make_engine
+from grpo_bench.signals import health, score_flops, shown, signals
+from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
+from grpo_bench.tasks import Task, load_task
+from grpo_bench.trackers import make_tracker
+from grpo_bench.types import Batch, UserError
+from grpo_bench.update import Learner
+from grpo_bench.warmstart import model_fingerprint, warm_start, warmstart_key
+
+if TYPE_CHECKING:
+    from grpo_bench.config import Config
+
+DIVERGED_AFTER = 5  # steps in a row with a loss or gradient that is not finite
+SAMPLES_SHOWN = 8  # completions of each step kept in samples.jsonl
+
+
+def run(cfg: Config, directory: Path) -> dict[str, Any]:
+    """Train and evaluate as ``cfg`` says, continue what ``directory`` holds; returns the content of result.json."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    device = choose_device(cfg)
+    dtype = compute_dtype(cfg.model.dtype, device)
+    console = Console()
+    task = load_task(cfg.task, cfg.seed)
+    try:
+        tokenizer = load_tokenizer(cfg.model)
+        task.fit(tokenizer)
+        for note in task.notes:
+            console.note(note)
+        meter = Meter(device)
+        model = load_model(cfg.model, device)
+        engine = make_engine(cfg.rollout)
+        plain = Policy(model, dtype)
+        shared, summaries, prints = _baselines(cfg, directory, task, plain, tokenizer, engine, console)
+
+        algo = cfg.algo
+        reference = algo.needs_reference and (cfg.kl_coef > 0 or algo.kl.control == "adaptive")
+        models = make_models(model, cfg.model, dtype, algo.needs_critic, reference)
+        learner = Learner(cfg, algo, models)
+        meta = {
+            "run_id": run_id(cfg),
+            "arm": cfg.arm or algo.name,
+            "row": cfg.row or cfg.arm or algo.name,
+            "algo": algo.name,
+            "model": cfg.model.name,
+            "task": cfg.task.name,
+            "study": cfg.study.name,
+            "seed": cfg.seed,
+            "config_hash": config_hash(cfg),
+            "prompt_stream_hash": task.prompt_stream_hash,
+            "fingerprints": {"data": task.fingerprint, **prints},
+        }
+        record = RunRecord(directory, cfg, meta=meta)
+        checkpoint = record.start()
+        parts = Parts(cfg, task, tokenizer, engine, models, learner, meter, Size.of(model))
+        tracker = make_tracker(cfg, directory, meta["run_id"], cfg.study.name, checkpoint is not None)
+        code, result = 1, {}
+        try:
+            state = from_checkpoint(checkpoint, parts) if checkpoint else State()
+            console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
+            status = train(parts, state, record, tracker, console)
+            summaries["final"] = final_evaluation(parts, state, record)
+            if cfg.export:
+                models.policy.export(directory / "export", tokenizer)
+            result = record.finish(result_of(parts, state, summaries, shared, status))
+            code = 0
+            console.last_line(result, directory)
+            return result
+        except (KeyboardInterrupt, SystemExit) as e:
+            code = e.code if isinstance(e, SystemExit) and isinstance(e.code, int) else 130
+            record.stop("failed", "interrupted", code)
+            raise
+        except BaseException as e:
+            code = 2 if isinstance(e, UserError) else 1
+            record.stop("failed", str(e) if code == 2 else f"{type(e).__name__}: {e}", code)
+            raise
+        finally:
+            tracker.finish(code, result)
+            record.close()
+    finally:
+        console.close()
+        task.close()
+
+
+def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: Console) -> str:
+    """Steps until the budget is reached; returns complete or diverged."""
+    cfg, meter = parts.cfg, parts.meter
+    unit, amount = cfg.budget.unit, cfg.budget.amount
+    while (spent := state.spent(unit, meter.training)) < amount:
+        state.step += 1
+        experience, batch, metrics = one_step(parts, state, spent / amount)
+        if cfg.eval.every and state.step % cfg.eval.every == 0:
+            with meter.phase("eval"):
+                rows = evaluate(
+                    cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
+                    parts.task.dev(cfg.eval.n), "dev", state.step, cfg.eval.samples,
+                )  # fmt: skip
+            record.evals(rows)
+            metrics |= flat("dev", summarise(rows, cfg.eval.ks, cfg.task.answer))
+        rows_shown = shown(experience, batch, state.step, SAMPLES_SHOWN)
+        record.samples(rows_shown)
+        done = state.spent(unit, meter.training) / amount
+        last = done >= 1 or state.nan_in_a_row >= DIVERGED_AFTER
+        state.peak_memory = max(state.peak_memory, meter.peak_memory())
+        timing = {
+            "elapsed_s": sum(meter.total.values()),
+            "seconds": meter.end_step(),
+            "peak_memory_bytes": state.peak_memory,
+        }
+        line = {**state.counters(), **metrics}
+        record.step(state.step, line, timing)
+        tracker.log({**line, **timing}, state.step)
+        if cfg.tracker.completions and state.step % cfg.tracker.completions_every == 0:
+            tracker.completions(rows_shown[: cfg.tracker.completions], state.step)
+        console.step(state.step, min(done, 1.0), line)
+        if cfg.checkpoint.every and (last or state.step % cfg.checkpoint.every == 0):
+            with meter.phase("ckpt"):
+                record.checkpoint(state.step, *to_checkpoint(parts, state))
+        if state.nan_in_a_row >= DIVERGED_AFTER:
+            return "diverged"
+    return "complete"
+
+
+def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, Batch, dict[str, Any]]:
+    """One rollout and its updates."""
+    cfg, algo, models, learner, meter = parts.cfg, parts.cfg.algo, parts.models, parts.learner, parts.meter
+    problems = [parts.task.train_problem(state.prompts + i) for i in range(cfg.prompts)]
+    state.prompts += len(problems)
+    experience = collect(cfg, parts.task, models.policy, parts.tokenizer, parts.engine, problems, state.step, meter)
+    lengths = [len(c) for c in experience.rollouts.completion_ids]
+    prompts = [len(p) for p in experience.rollouts.prompt_ids]
+    state.samples += len(lengths)
+    state.generated_tokens += sum(lengths)
+    state.flops += parts.size.rollout(prompts, cfg.group_size, lengths)
+
+    coefficient = state.algo.get("kl_coef", cfg.kl_coef)
+    batch = replace(experience.batch, kl_coef=coefficient, state=dict(state.algo))
+    kept = algo.keep(batch)
+    batch = drop(batch, kept & (batch.finished if cfg.mask_truncated else kept))
+
+    with meter.phase("score"):  # one update per rollout: the update's own forward gives the old log-probs
+        old = cfg.epochs * cfg.minibatches > 1 or algo.needs_old_logp
+        batch = score(batch, models, cfg.rollout.temperature, 4 * learner.tokens, old, algo.needs_critic)
+        state.flops += score_flops(parts, batch, old)
+        advantages, returns = algo.advantages(batch)
+        batch = replace(batch, advantages=advantages, returns=returns)
+    with meter.phase("update"):
+        metrics: dict[str, Any] = describe(experience, kept) | signals(batch)
+        updated = learner.update(batch, state.step, progress)
+    metrics = updated | metrics if old else metrics | updated  # scored KLs are of the policy that sampled
+    state.updates += int(updated["policy/n_updates"])
+    state.trained_tokens += learner.trained_tokens
+    state.flops += learner.flops
+
+    measured = metrics.get("kl/ref_k3_token") if algo.kl.to == "reference" else updated.get("policy/kl_old")
+    seen = {"samples": float(len(lengths)), **({"kl": measured} if measured is not None else {})}
+    state.algo |= algo.next_state(replace(batch, state={**state.algo, **seen}))
+    metrics["kl/coef"] = coefficient
+    health(state, metrics, updated)
+    return experience, batch, metrics
+
+
+def final_evaluation(parts: Parts, state: State, record: RunRecord) -> dict[str, Any]:
+    """The one evaluation on test: the headline."""
+    cfg = parts.cfg
+    with parts.meter.phase("eval"):
+        rows = evaluate(
+            cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
+            parts.task.test(cfg.eval.test_n), "test", state.step, cfg.eval.samples,
+        )  # fmt: skip
+    record.evals(rows)
+    return summarise(rows, cfg.eval.ks, cfg.task.answer)
+
+
+def _baselines(
+    cfg: Config, directory: Path, task: Task, policy: Policy, tokenizer: Any, engine: Engine, console: Console
+) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
+    """Warm-start ``policy`` in place, with the evaluations before and after: their folders, summaries, fingerprints."""
+
+    def measure(phase: Phase, weights: str) -> None:
+        def rows() -> list[Row]:
+            console.note(f"evaluating the {phase} model on test, once for all runs of this study")
+            test = task.test(cfg.eval.test_n)
+            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples)
+
+        key = baseline_key(cfg, task, weights, str(policy.dtype))
+        folders[phase], summaries[phase] = baseline(directory.parent, phase, key, cfg, rows)
+
+    folders: dict[str, str] = {}
+    summaries: dict[str, Any] = {}
+    pretrained = model_fingerprint(policy.model)
+    key = warmstart_key(cfg, task, pretrained, policy.dtype)
+    if cfg.eval.pretrained:
+        measure("pretrained", pretrained)
+    if key:
+        warm_start(cfg, task, policy, tokenizer, key, lambda done, total: console.phase("warm start", done, total))
+        measure("base", pretrained + key)
+    else:  # without a warm start they are one model
+        if not cfg.eval.pretrained:
+            measure("pretrained", pretrained)
+        folders["base"], summaries["base"] = folders["pretrained"], summaries["pretrained"]
+    return folders, summaries, {"model": pretrained, "warmstart": key}

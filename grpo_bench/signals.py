@@ -1,0 +1,89 @@
+"""What a step's tensors say, under the glossary's names: advantages, KL to the reference, values, health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from grpo_bench import ops
+
+if TYPE_CHECKING:
+    from grpo_bench.collect import Experience
+    from grpo_bench.state import Parts, State
+    from grpo_bench.types import Batch
+
+
+def signals(batch: Batch) -> dict[str, float]:
+    """Advantages, KL to the reference and values as scored, before any update."""
+    mask, on = batch.mask, batch.mask.bool()
+    assert batch.advantages is not None
+    taken = batch.advantages[on]
+    out: dict[str, float] = {}
+    if len(taken):
+        out = {
+            "adv/mean": float(taken.mean()),
+            "adv/std": float(taken.std(correction=0)),
+            "adv/min": float(taken.min()),
+            "adv/max": float(taken.max()),
+            "adv/abs_mean": float(taken.abs().mean()),
+        }
+    if batch.old_logp is not None and batch.ref_logp is not None:
+        for name, estimate in ops.KL_ESTIMATORS.items():
+            out[f"kl/ref_{name}_token"] = float(ops.masked_mean(estimate(batch.old_logp, batch.ref_logp), mask))
+        out["kl/ref_seq"] = float((ops.kl_k1(batch.old_logp, batch.ref_logp) * mask).sum(1).mean())
+    if batch.values is not None and batch.returns is not None:
+        out |= {
+            "value/explained_var": float(ops.explained_variance(batch.values, batch.returns, mask)),
+            "value/mean": float(ops.masked_mean(batch.values, mask)),
+            "value/first_token_mean": float(batch.values[:, 0].mean()),
+            "value/return_mean": float(ops.masked_mean(batch.returns, mask)),
+        }
+    return out
+
+
+def score_flops(parts: Parts, batch: Batch, old: bool) -> float:
+    """FLOPs of the scoring pass: one forward per network that took part."""
+    assert batch.prompt_lengths is not None
+    completions = batch.mask.sum(1)
+    lengths, tokens = (batch.prompt_lengths + completions).long().tolist(), int(completions.sum())
+    headed = int(old) + int(parts.models.has_reference)
+    critic = parts.models.critic
+    headless = int(critic is not None and (critic.trunk is not None or not old))
+    return headed * parts.size.forward(lengths, tokens) + headless * parts.size.forward(lengths, 0)
+
+
+def health(state: State, metrics: dict[str, Any], updated: dict[str, float]) -> None:
+    """Count what is not finite, and remember what the stability columns of a table show."""
+    skipped = int(updated["health/skipped_updates"])
+    state.skipped_updates += skipped
+    state.nan_steps += bool(skipped)
+    state.nan_in_a_row = state.nan_in_a_row + 1 if skipped else 0
+    state.grad_norm_max = max(state.grad_norm_max, updated.get("policy/grad_norm_max", 0.0) if not skipped else 0.0)
+    state.recent_rewards = [*state.recent_rewards[-9:], metrics["reward/mean"]]
+    for key in ("kl/ref_k3_token", "policy/entropy"):
+        if key in metrics:
+            state.last[key] = metrics[key]
+    metrics["health/skipped_updates"] = state.skipped_updates
+    metrics["health/nan_steps"] = state.nan_steps
+
+
+def shown(experience: Experience, batch: Batch, step: int, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` completions of a step, for people to read: rows of ``samples.jsonl``."""
+    assert batch.advantages is not None
+    first = batch.advantages[:, 0].tolist()
+    rollouts = experience.rollouts
+    return [
+        {
+            "step": step,
+            "row": i,
+            "id": experience.rows[i].id,
+            "response": rollouts.texts[i],
+            "extracted": experience.grades[i].extracted,
+            "correct": bool(batch.correct[i]),
+            "finished": rollouts.finished[i],
+            "length": len(rollouts.completion_ids[i]),
+            "reward": float(batch.rewards[i]),
+            **{f"reward/{name}": values[i] for name, values in experience.parts.items()},
+            "advantage": first[i],
+        }
+        for i in range(min(count, len(rollouts.texts)))
+    ]

@@ -1,0 +1,147 @@
+"""What a run carries from step to step: in memory, in a checkpoint, and at the end in result.json."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
+from grpo_bench.types import UserError
+
+if TYPE_CHECKING:
+    from grpo_bench.checkpoint import Checkpoint
+    from grpo_bench.config import Config
+    from grpo_bench.cost import Meter, Size
+    from grpo_bench.policy import Models
+    from grpo_bench.rollout import Engine
+    from grpo_bench.tasks import Task
+    from grpo_bench.update import Learner, Optimiser
+
+
+@dataclass
+class State:
+    """What a run carries from step to step: all of it is in every checkpoint."""
+
+    step: int = 0
+    samples: int = 0
+    prompts: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    updates: int = 0
+    flops: float = 0.0
+    algo: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+    nan_steps: int = 0
+    nan_in_a_row: int = 0
+    skipped_updates: int = 0
+    grad_norm_max: float = 0.0
+    recent_rewards: list[float] = field(default_factory=list)
+    last: dict[str, float | None] = field(default_factory=dict)  # kl and entropy of the last step
+
+    def counters(self) -> dict[str, float]:
+        """The x-axes of every figure."""
+        names = ("samples", "prompts", "generated_tokens", "trained_tokens", "updates", "flops")
+        return {name: getattr(self, name) for name in names}
+
+    def spent(self, unit: str, seconds: float) -> float:
+        """How much of a budget in ``unit`` is used up."""
+        return seconds if unit == "seconds" else float({**self.counters(), "tokens": self.generated_tokens}[unit])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a step works with."""
+
+    cfg: Config
+    task: Task
+    tokenizer: Any
+    engine: Engine
+    models: Models
+    learner: Learner
+    meter: Meter
+    size: Size
+
+
+def _optimisers(learner: Learner) -> dict[str, Optimiser]:
+    return {"policy": learner.policy, **({"critic": learner.critic} if learner.critic is not None else {})}
+
+
+def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What training changes: frozen weights (under LoRA adapters) are where they were loaded from."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def to_checkpoint(parts: Parts, state: State) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Groups of tensors and JSON that ``from_checkpoint`` restores exactly. No random state: noise is keyed by step."""
+    state.seconds = dict(parts.meter.total)
+    tensors = {"policy": _trained(parts.models.policy)}
+    if parts.models.critic is not None:
+        tensors["critic"] = _trained(parts.models.critic)
+    content: dict[str, Any] = {"state": asdict(state), "optimisers": {}}
+    for name, optimiser in _optimisers(parts.learner).items():
+        tensors[f"{name}_optimizer"], flat = flatten_optimizer(optimiser.adamw.state_dict())
+        content["optimisers"][name] = {"adamw": flat, "updates": optimiser.updates}
+    return tensors, content
+
+
+def from_checkpoint(checkpoint: Checkpoint, parts: Parts) -> State:
+    """Put weights, optimisers and counters back as they were; returns the state."""
+    load_weights(parts.models.policy, checkpoint.tensors("policy"))
+    if parts.models.critic is not None:
+        load_weights(parts.models.critic, checkpoint.tensors("critic"))
+    for name, optimiser in _optimisers(parts.learner).items():
+        saved = checkpoint.state["optimisers"][name]
+        restore_optimizer(optimiser.adamw, checkpoint.tensors(f"{name}_optimizer"), saved["adamw"])
+        optimiser.updates = saved["updates"]
+    state = State(**checkpoint.state["state"])
+    parts.meter.total.update(state.seconds)
+    return state
+
+
+@torch.no_grad()
+def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's weights into a module; UserError when they are another model's."""
+    own = _trained(module)
+    if own.keys() != tensors.keys():
+        raise UserError("the checkpoint holds other weights than this model has; start the run anew with resume=false")
+    for name, parameter in own.items():
+        parameter.copy_(tensors[name])
+
+
+def result_of(
+    parts: Parts, state: State, evals: dict[str, Any], baselines: dict[str, str], status: str
+) -> dict[str, Any]:
+    """What result.json says beside the run's identity."""
+    cfg, seconds = parts.cfg, parts.meter.total
+    rewards = state.recent_rewards
+    mean = sum(rewards) / max(len(rewards), 1)
+    return {
+        "status": status,
+        "budget": cfg.budget.model_dump(mode="json"),
+        "baselines": baselines,
+        "eval": evals,
+        "cost": {
+            "steps": state.step,
+            **state.counters(),
+            "seconds": {
+                **{name: seconds.get(name, 0.0) for name in ("rollout", "reward", "score", "update", "eval")},
+                "total": sum(seconds.values()),
+            },
+            "peak_memory_bytes": state.peak_memory,
+            "parameters": parts.models.parameters(),
+        },
+        "stability": {
+            "kl_final": state.last.get("kl/ref_k3_token"),
+            "entropy_final": state.last.get("policy/entropy"),
+            "grad_norm_max": state.grad_norm_max,
+            "nan_steps": state.nan_steps,
+            "skipped_updates": state.skipped_updates,
+            "reward_std_last": math.sqrt(sum((r - mean) ** 2 for r in rewards) / max(len(rewards), 1)),
+            "diverged": status == "diverged",
+        },
+    }

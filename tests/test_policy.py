@@ -1,0 +1,424 @@
+"""Log-probs, entropies and values against the plain forward; reference, critic and adapters; what may be loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from model_data import ARCHITECTURES, VOCAB, batch_of, make, make_double, network, policy, ragged, same, snapshot
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from grpo_bench.config import LoraConfig, ModelConfig
+from grpo_bench.policy import Policy, layout, load_model, load_tokenizer, make_models, spread
+from grpo_bench.policy import network as network_module
+from grpo_bench.policy.network import _select
+from grpo_bench.policy.score import micro_batches, score
+from grpo_bench.tiny import tiny_tokenizer
+from grpo_bench.types import Batch, Rollouts, UserError
+
+CPU = torch.device("cpu")
+LORA = LoraConfig(r=2, alpha=4.0, targets=None)
+
+
+def by_rows(model: torch.nn.Module, rollouts: Rollouts, temperature: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs and entropies of each completion from one unpadded forward with all logits."""
+    logps, entropies = [], []
+    for i, completion in enumerate(rollouts.completion_ids):
+        prompt = rollouts.prompt_ids[i // rollouts.group_size]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+        logp = torch.log_softmax(logits[len(prompt) - 1 : -1] / temperature, dim=-1)
+        logps.append(logp[torch.arange(len(completion)), torch.tensor(completion)])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    return logps, entropies
+
+
+def widened(batch: Batch, left: int, right: int) -> Batch:
+    """More padding on both sides, with a token that means something."""
+    rows = len(batch.tokens)
+    tokens = torch.cat([torch.full((rows, left), 7), batch.tokens, torch.full((rows, right), 7)], dim=1)
+    return replace(batch, tokens=tokens, mask=torch.cat([batch.mask, batch.mask.new_zeros(rows, right)], dim=1))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_and_entropies_are_those_of_the_plain_forward(kind: str, temperature: float) -> None:
+    model = policy(kind)
+    rollouts = ragged(6, group_size=2)
+    batch = batch_of(rollouts)
+    logps, entropies = by_rows(model.model, rollouts, temperature)
+    logp, entropy = model.logp(layout(batch, torch.arange(6)), temperature)
+    for i, completion in enumerate(rollouts.completion_ids):
+        torch.testing.assert_close(logp[i, : len(completion)], logps[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(entropy[i, : len(completion)], entropies[i], rtol=0, atol=1e-9)
+        assert not logp[i, len(completion) :].any()
+        assert not entropy[i, len(completion) :].any()
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_trunk_and_head_reproduce_every_architecture(kind: str) -> None:
+    assert policy(kind).head_is_plain  # else the chunked head is never used and memory is that of all logits
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_scores_do_not_depend_on_micro_batches_or_padding(kind: str, critic: str) -> None:
+    models = make_double(kind, make(f"model.critic={critic}"), critic=True, reference=True)
+    assert models.reference is not None
+    with torch.no_grad():
+        models.reference.model.get_input_embeddings().weight.add_(0.1)  # else it equals the policy
+    batch = batch_of(ragged(7, seed=3))
+    whole = score(batch, models, 0.8, 10_000, old=True, values=True)
+    assert whole.old_logp is not None
+    assert whole.old_logp.dtype == torch.float64
+    assert not torch.equal(whole.old_logp, whole.ref_logp)
+    for tokens in (1, 20, 40):
+        part = score(batch, models, 0.8, tokens, old=True, values=True)
+        for name in ("old_logp", "ref_logp", "values"):
+            torch.testing.assert_close(getattr(part, name), getattr(whole, name), rtol=0, atol=1e-9)
+    wide = score(widened(batch, 5, 3), models, 0.8, 20, old=True, values=True)
+    for name in ("old_logp", "ref_logp", "values"):
+        torch.testing.assert_close(getattr(wide, name)[:, :-3], getattr(whole, name), rtol=0, atol=1e-9)
+        assert not getattr(wide, name)[:, -3:].any()
+
+
+def test_micro_batches_hold_each_row_once_within_the_limit() -> None:
+    batch = batch_of(ragged(9, seed=2))
+    assert batch.prompt_lengths is not None
+    lengths = batch.prompt_lengths + batch.mask.sum(1)
+    parts = list(micro_batches(batch, torch.arange(9), 24))
+    assert sorted(torch.cat(parts).tolist()) == list(range(9))
+    for part in parts:
+        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= 24  # padded to the longest row of the part
+    assert [len(p) for p in micro_batches(batch, torch.arange(9), 1)] == [1] * 9  # a row is never split
+
+
+def test_rows_without_tokens_are_left_out_of_scoring() -> None:
+    models = make_double("llama", make(), critic=True, reference=False)
+    batch = batch_of(ragged(4))
+    full = score(batch, models, 1.0, 100, old=True, values=True)
+    part = score(replace(batch, mask=batch.mask * torch.tensor([1.0, 0, 1, 0])[:, None]), models, 1.0, 100, True, True)
+    assert full.old_logp is not None
+    assert part.old_logp is not None
+    torch.testing.assert_close(part.old_logp[::2], full.old_logp[::2], rtol=0, atol=1e-12)
+    assert not part.old_logp[1::2].any()
+
+
+@pytest.mark.parametrize("entropy_grad", [False, True])
+def test_chunks_of_the_head_give_the_same_values_and_gradients(entropy_grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy("gemma2")
+    batch = batch_of(ragged(5))
+    rows = layout(batch, torch.arange(5))
+
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        logp, entropy = model.logp(rows, 0.9, entropy_grad=entropy_grad)
+        total = (logp * torch.arange(logp.numel()).view_as(logp)).sum() + (entropy.sum() if entropy_grad else 0.0)
+        total.backward()
+        return total.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, plain_grads = loss()
+    monkeypatch.setattr(network_module, "LOGIT_ELEMENTS", 3 * VOCAB)  # three tokens at a time
+    chunked, chunked_grads = loss()
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=0)
+    assert plain_grads.keys() == chunked_grads.keys()
+    for name, grad in plain_grads.items():
+        torch.testing.assert_close(chunked_grads[name], grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_whose_head_does_more_takes_the_plain_forward() -> None:
+    model = network("llama")
+    forward = model.forward
+
+    def shifted(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits = out.logits + torch.arange(VOCAB)  # nothing that trunk and head alone would show
+        return out
+
+    model.forward = shifted  # type: ignore[method-assign]
+    own = Policy(model, torch.float32)
+    assert not own.head_is_plain
+    rollouts = ragged(4)
+    logps, _ = by_rows(model, rollouts, 0.7)
+    logp, _ = own.logp(layout(batch_of(rollouts), torch.arange(4)), 0.7)
+    for i, expected in enumerate(logps):
+        torch.testing.assert_close(logp[i, : len(expected)], expected, rtol=0, atol=1e-9)
+
+
+def test_log_prob_and_entropy_by_hand() -> None:
+    # logits (ln 3, 0) at temperature 1/2 are (ln 9, 0): p = (0.9, 0.1), log p = ln 0.9,
+    # H = -(0.9 ln 0.9 + 0.1 ln 0.1) = 0.0948244644 + 0.2302585093 = 0.3250829734
+    logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
+    logp, entropy = _select(logits, torch.tensor([0]), 0.5, False)
+    assert float(logp) == pytest.approx(-0.1053605157, abs=1e-9)
+    assert float(entropy) == pytest.approx(0.3250829734, abs=1e-9)
+
+
+def test_equal_logits_are_ln_v_whatever_the_temperature() -> None:
+    model = policy("qwen2")
+    torch.nn.init.zeros_(model.model.get_output_embeddings().weight)
+    batch = batch_of(ragged(3))
+    logp, entropy = model.logp(layout(batch, torch.arange(3)), 0.3)
+    torch.testing.assert_close(logp, -math.log(VOCAB) * batch.mask, rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, math.log(VOCAB) * batch.mask, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_values_see_the_prompt_and_earlier_tokens_only(critic: str) -> None:
+    models = make_double("llama", make(f"model.critic={critic}"), critic=True, reference=False)
+    rollouts = Rollouts([[3, 4, 5]], [[10, 11, 12, 13, 14]], [""], [True], 1)
+    other = replace(rollouts, completion_ids=[[10, 11, 50, 13, 14]])  # differs at t = 2
+    a = score(batch_of(rollouts), models, 1.0, 100, old=True, values=True)
+    b = score(batch_of(other), models, 1.0, 100, old=True, values=True)
+    assert a.values is not None
+    assert b.values is not None
+    assert a.old_logp is not None
+    assert b.old_logp is not None
+    assert torch.equal(a.values[:, :3], b.values[:, :3])  # V_2 is the value before token 2
+    assert not torch.isclose(a.values[:, 3:], b.values[:, 3:]).any()
+    assert torch.equal(a.old_logp[:, :2], b.old_logp[:, :2])
+    assert not torch.isclose(a.old_logp[:, 2:], b.old_logp[:, 2:]).any()
+
+
+def test_values_are_the_head_on_the_state_before_each_token() -> None:
+    models = make_double("gpt2", make("model.critic=separate"), critic=True, reference=False)
+    assert models.critic is not None
+    assert models.critic.trunk is not None
+    rollouts = ragged(4)
+    values = score(batch_of(rollouts), models, 1.0, 30, old=False, values=True).values
+    assert values is not None
+    for i, completion in enumerate(rollouts.completion_ids):
+        prompt = rollouts.prompt_ids[i]
+        with torch.no_grad():
+            states = models.critic.trunk.trunk(input_ids=torch.tensor([prompt + completion])).last_hidden_state[0]
+            expected = models.critic.head(states[len(prompt) - 1 : -1]).squeeze(-1)
+        torch.testing.assert_close(values[i, : len(completion)], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_new_critic_says_exactly_zero(critic: str) -> None:
+    models = make_models(network("llama", double=False), make(f"model.critic={critic}").model, torch.bfloat16, True, False)
+    values = score(batch_of(ragged(5)), models, 1.0, 100, old=False, values=True).values
+    assert values is not None
+    assert not values.any()
+
+
+def test_parameters_of_each_network() -> None:
+    # qwen2 has a head of its own, V·h weights, which the critic does not keep; llama's is its embedding
+    for kind in ("qwen2", "llama"):
+        model = network(kind, double=False)
+        count = sum(p.numel() for p in model.parameters())
+        untied = VOCAB * 16 if kind == "qwen2" else 0
+        models = make_models(copy.deepcopy(model), make("model.critic=separate").model, torch.float32, True, True)
+        assert models.parameters() == {"policy": count, "critic": count - untied + 16 + 1, "reference": count}
+        models = make_models(copy.deepcopy(model), make("model.critic=shared").model, torch.float32, True, False)
+        assert models.parameters() == {"policy": count, "critic": 16 + 1, "reference": 0}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kl_to_a_new_reference_is_exactly_zero(kind: str, dtype: torch.dtype) -> None:
+    models = make_models(network(kind, double=False), make().model, dtype, critic=False, reference=True)
+    assert models.reference is not None
+    assert not any(p.requires_grad for p in models.reference.parameters())
+    batch = score(batch_of(ragged(6)), models, 0.9, 60, old=True, values=False)
+    assert batch.old_logp is not None
+    assert batch.ref_logp is not None
+    assert batch.old_logp.any()
+    assert torch.equal(batch.old_logp, batch.ref_logp)
+
+
+def test_the_reference_stays_where_the_policy_was() -> None:
+    models = make_models(network("llama", double=False), make().model, torch.float32, critic=False, reference=True)
+    assert models.reference is not None
+    before = snapshot(models.reference)
+    with torch.no_grad():
+        for p in models.policy.parameters():
+            p.add_(0.5)
+    assert same(before, models.reference)
+
+
+def test_bf16_computes_in_bf16_from_fp32_weights() -> None:
+    model = network("llama", double=False)
+    batch = batch_of(ragged(6))
+    rows = layout(batch, torch.arange(6))
+    with torch.no_grad():
+        fine, _ = Policy(model, torch.float32).logp(rows, 1.0)
+        coarse, _ = Policy(model, torch.bfloat16).logp(rows, 1.0)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(fine, coarse)
+    torch.testing.assert_close(coarse, fine, rtol=0.1, atol=0.3)
+
+
+# --- LoRA ---
+
+
+def test_lora_trains_adapters_alone_and_its_reference_is_the_base() -> None:
+    base = network("llama", double=False)
+    frozen = Policy(copy.deepcopy(base), torch.float32)
+    cfg = make("model.critic=separate").model.model_copy(update={"lora": LORA})
+    models = make_models(base, cfg, torch.float32, critic=True, reference=True)
+    assert models.reference is None
+    assert models.has_reference
+    trained = {name for name, p in models.policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert models.critic is not None
+    trained = {name for name, p in models.critic.named_parameters() if p.requires_grad}
+    assert {"head.weight", "head.bias"} < trained
+    assert all("lora_" in name or name.startswith("head.") for name in trained)
+
+    batch = batch_of(ragged(5))
+    scored = score(batch, models, 1.0, 100, old=True, values=False)
+    assert torch.equal(scored.old_logp, scored.ref_logp)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, p in models.policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+    scored = score(batch, models, 1.0, 100, old=True, values=False)
+    with torch.no_grad():
+        expected, _ = frozen.logp(layout(batch, torch.arange(5)), 1.0)
+    assert scored.old_logp is not None
+    assert scored.ref_logp is not None
+    torch.testing.assert_close(scored.ref_logp, expected, rtol=0, atol=1e-5)
+    assert (scored.old_logp - expected).abs().max() > 0.01
+
+
+def test_adapters_are_the_same_for_every_arm_and_merge_on_export(tmp_path: Path) -> None:
+    cfg = make().model.model_copy(update={"lora": LORA})
+    models = [make_models(network("llama", double=False), cfg, torch.float32, False, False) for _ in range(2)]
+    assert same(snapshot(models[0].policy), models[1].policy)
+    policy = models[0].policy
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+    before = snapshot(policy)
+    policy.export(tmp_path, tiny_tokenizer(make().model.tiny))  # type: ignore[arg-type]
+    assert same(before, policy)  # merged in a copy: training goes on with adapters
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, policy.model(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_adapters_that_fit_nothing_are_one_line() -> None:
+    cfg = make().model.model_copy(update={"lora": LORA.model_copy(update={"targets": ["no_such_layer"]})})
+    with pytest.raises(UserError, match=r"model\.lora\.targets=\['no_such_layer'\] do not fit") as e:
+        make_models(network("llama", double=False), cfg, torch.float32, False, False)
+    assert "\n" not in str(e.value)
+
+
+# --- loading and export ---
+
+
+def hf(path: Path | None, **more: object) -> ModelConfig:
+    cfg = make().model.model_dump() | {"name": "hf", "tiny": None, "path": str(path) if path else None} | more
+    return ModelConfig.model_validate(cfg)
+
+
+def refusal(cfg: ModelConfig) -> str:
+    with pytest.raises(UserError) as e:
+        load_model(cfg, CPU)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_export_and_load_give_the_same_model(kind: str, tmp_path: Path) -> None:
+    model = network(kind, double=False)
+    tokenizer = tiny_tokenizer(make().model.tiny)  # type: ignore[arg-type]
+    Policy(model, torch.float32).export(tmp_path, tokenizer)
+    cfg = hf(tmp_path)
+    loaded, plain = load_model(cfg, CPU), AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert torch.equal(plain(ids).logits, model(ids).logits)
+    if kind == "llama":  # what the embedded model is; transformers gives others their family's tokenizer rules
+        text = "Ann has 7 apples."
+        assert load_tokenizer(cfg)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_a_loaded_model_has_no_dropout_even_in_train_mode(tmp_path: Path) -> None:
+    network("gpt2", double=False).save_pretrained(tmp_path)  # GPT-2 is published with dropout 0.1
+    model = load_model(hf(tmp_path, gradient_checkpointing=True), CPU)
+    assert model.training  # checkpointing works in train mode only
+    rows = layout(batch_of(ragged(5)), torch.arange(5))
+    own = Policy(model, torch.float32)
+    torch.testing.assert_close(own.logp(rows, 1.0)[0], own.logp(rows, 1.0)[0], rtol=0, atol=0)
+
+
+def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    assert "does not exist; give a Hugging Face folder or a .gguf file" in refusal(hf(tmp_path / "none.gguf"))
+    assert "holds no config.json" in refusal(hf(tmp_path))
+    (tmp_path / "weights.bin").write_bytes(b"?")
+    assert "is a file but not a .gguf one" in refusal(hf(tmp_path / "weights.bin"))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(range(200)))
+    assert "broken.gguf cannot be loaded" in refusal(hf(tmp_path / "broken.gguf"))
+    assert "names no weights; set model.id" in refusal(hf(None))
+
+
+def test_weights_cut_short_are_refused_in_one_line(tmp_path: Path) -> None:
+    network("llama", double=False).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "weights must be safetensors or GGUF and whole" in refusal(hf(tmp_path))
+
+
+class Bomb:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (Path.write_text, (self.path, "boom"))
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    model = network("llama", double=False)
+    model.save_pretrained(tmp_path)
+    safe = tmp_path / "model.safetensors"
+    sign = tmp_path / "exploded"
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(sign)))
+    assert torch.equal(load_model(hf(tmp_path), CPU).get_input_embeddings().weight, model.get_input_embeddings().weight)
+    safe.unlink()
+    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # an honest one is refused as well
+    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
+    assert not sign.exists()
+
+
+def test_code_of_a_model_is_run_on_request_only(tmp_path: Path) -> None:
+    sign = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(sign)!r}, 'w').close()\n")
+    auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": auto}))
+    assert "allow it with model.trust_remote_code=true" in refusal(hf(tmp_path))
+    assert not sign.exists()
+
+
+def test_spread_puts_flat_values_back_in_place() -> None:
+    mask = torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 1, 1]])
+    expected = torch.tensor([[1.0, 2, 0], [0, 0, 0], [3, 4, 5]])
+    assert torch.equal(spread(torch.arange(1.0, 6.0), mask), expected)
+
+
+def test_layout_moves_rows_to_the_left_edge() -> None:
+    # prompts (5), (6 7); completions (8 9), (4): rows 5 8 9 and 6 7 4. The states that predict 8, 9 stand at 0, 1 of
+    # row 0, the one that predicts 4 at 1 of row 1, which is 3 + 1 of the flat six.
+    rows = layout(batch_of(Rollouts([[5], [6, 7]], [[8, 9], [4]], ["", ""], [True, True], 1)), torch.arange(2))
+    assert rows.ids.tolist() == [[5, 8, 9], [6, 7, 4]]
+    assert rows.positions.tolist() == [0, 1, 4]
+    assert rows.targets.tolist() == [8, 9, 4]

@@ -1,0 +1,334 @@
+"""Sampling: the native engine against transformers and against a plain loop, token for token; how answers end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_data import ARCHITECTURES, make, network
+from scipy import stats
+from torch import Tensor
+from transformers import Cache, DynamicCache, LlamaConfig
+
+from grpo_bench.collect import make_batch
+from grpo_bench.policy import Policy
+from grpo_bench.rollout import Noise, Sampling, make_engine
+from grpo_bench.rollout.cache import RoomyLayer, make_cache
+from grpo_bench.rollout.finish import end_tokens, finish
+from grpo_bench.rollout.hf import HFEngine
+from grpo_bench.rollout.native import NativeEngine, choose
+from grpo_bench.rollout.noise import generator
+from grpo_bench.tiny import tiny_tokenizer
+from grpo_bench.types import Rollouts
+
+VOCAB = 512
+PROMPTS = [[40, 41, 42], [50], [60, 61, 62, 63, 64, 65, 66], [70, 71, 72]]
+NOISE = Noise(seed=3, stream="train", step=5)
+SAMPLED = Sampling(temperature=0.8, max_new_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
+
+
+def tokenizer() -> Any:
+    tiny = make().model.tiny
+    assert tiny is not None
+    return tiny_tokenizer(tiny)
+
+
+def model(kind: str = "llama", ends: int = 40) -> Policy:
+    """A random policy for which one word in ``VOCAB / ends`` ends an answer, so that rows leave at different times."""
+    net = network(kind, vocab=VOCAB)
+    net.generation_config.eos_token_id = list(range(VOCAB - ends, VOCAB))
+    return Policy(net, torch.float32)
+
+
+def plain_loop(policy: Policy, tok: Any, prompts: list[list[int]], group: int, sampling: Sampling, noise: Noise) -> list[list[int]]:
+    """The definition: every token from a whole forward of its own unpadded row."""
+    ends, rows = end_tokens(tok, policy), []
+    for row in range(len(prompts) * group):
+        ids, uniforms = list(prompts[row // group]), noise.uniforms(row, sampling.max_new_tokens)
+        completion: list[int] = []
+        for u in uniforms:
+            with torch.no_grad():
+                logits = policy.model(input_ids=torch.tensor([ids + completion])).logits[:, -1]
+            completion.append(int(choose(logits, sampling, torch.tensor([u]))))
+            if completion[-1] in ends:
+                break
+        rows.append(completion)
+    return rows
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_native_samples_are_those_of_a_plain_loop_however_rows_are_batched(kind: str) -> None:
+    policy, tok = model(kind), tokenizer()
+    expected = plain_loop(policy, tok, PROMPTS, 3, SAMPLED, NOISE)
+    lengths = {len(row) for row in expected}
+    assert len(lengths) > 3  # rows leave the batch at different times
+    for batch_size in (None, 1, 5):  # 5: groups of 3 are split between batches
+        out = NativeEngine(batch_size).generate(policy, tok, PROMPTS, 3, SAMPLED, NOISE)
+        assert out.completion_ids == expected
+        assert out.prompt_ids == PROMPTS
+        assert out.group_size == 3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_greedy_is_that_of_transformers_token_for_token(kind: str) -> None:
+    policy, tok = model(kind, ends=8), tokenizer()
+    native = NativeEngine(None).generate(policy, tok, PROMPTS, 1, GREEDY, NOISE)
+    assert native == HFEngine(None).generate(policy, tok, PROMPTS, 1, GREEDY, NOISE)
+    for prompt, completion in zip(PROMPTS, native.completion_ids, strict=True):
+        ids = torch.tensor([prompt])
+        out = policy.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0,
+            eos_token_id=sorted(end_tokens(tok, policy)),
+        )  # fmt: skip
+        assert out[0, len(prompt) :].tolist() == completion
+
+
+def test_prompts_of_one_length_need_no_attention_mask() -> None:
+    policy, tok = model(), tokenizer()
+    prompts = [[40, 41, 42], [50, 51, 52]]
+    out = NativeEngine(None).generate(policy, tok, prompts, 2, SAMPLED, NOISE)
+    assert out.completion_ids == plain_loop(policy, tok, prompts, 2, SAMPLED, NOISE)
+
+
+def test_generation_rules_of_a_chat_model_do_not_reach_the_samples() -> None:
+    policy, tok = model(ends=1), tokenizer()
+    want = HFEngine(None).generate(policy, tok, PROMPTS, 1, GREEDY, NOISE)
+    policy.model.generation_config.repetition_penalty = 5.0
+    policy.model.generation_config.no_repeat_ngram_size = 1
+    kept = policy.model.generation_config
+    assert HFEngine(None).generate(policy, tok, PROMPTS, 1, GREEDY, NOISE) == want
+    assert policy.model.generation_config is kept
+
+
+def test_engines_are_named_by_the_config() -> None:
+    assert isinstance(make_engine(make().rollout), NativeEngine)
+    assert isinstance(make_engine(make("rollout=hf").rollout), HFEngine)
+
+
+def test_hf_samples_follow_seed_and_step_and_leave_torchs_randomness_alone() -> None:
+    policy, tok = model(), tokenizer()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    out = [HFEngine(4).generate(policy, tok, PROMPTS, 2, SAMPLED, noise) for noise in (NOISE, NOISE, Noise(3, "train", 6))]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert out[0] == out[1] != out[2]
+
+
+# --- choosing one token ---
+
+
+def test_choose_inverts_the_cumulative_distribution() -> None:
+    # p = (0.5, 0.25, 0.25): cumulative 0.5, 0.75, 1; a uniform on a border belongs to the next word
+    logits = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64).log().expand(6, 3)
+    uniforms = torch.tensor([0.0, 0.4999, 0.5, 0.7499, 0.75, 0.9999], dtype=torch.float64)
+    assert choose(logits, Sampling(1.0, 1), uniforms).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_sampled_frequencies_are_the_softmax_at_the_temperature() -> None:
+    n = 50_000
+    logits = torch.tensor([1.0, -0.5, 0.3, 2.0, -2.0, 0.0])
+    expected = torch.softmax(logits.double() / 0.7, dim=0).numpy()
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(n))
+    tokens = choose(logits.expand(n, -1), Sampling(0.7, 1), uniforms)
+    counts = np.bincount(tokens.numpy(), minlength=6)
+    assert stats.chisquare(counts, n * expected).pvalue > 0.01
+
+
+def test_frequencies_of_whole_rollouts_are_the_policys() -> None:
+    policy, tok = model(), tokenizer()
+    n = 4000
+    out = NativeEngine(1000).generate(policy, tok, [[40, 41, 42]], n, Sampling(0.5, 1), NOISE)
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([[40, 41, 42]])).logits[0, -1]
+    probs = torch.softmax(logits / 0.5, dim=0).numpy()
+    likely = np.flatnonzero(n * probs >= 5)  # chi-square needs some counts in every cell; the rest is one cell
+    counts = np.bincount([row[0] for row in out.completion_ids], minlength=VOCAB)
+    seen = np.append(counts[likely], n - counts[likely].sum())
+    want = np.append(n * probs[likely], n * (1 - probs[likely].sum()))
+    assert len(likely) > 5
+    assert stats.chisquare(seen, want).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(1.0, 1, top_k=2), {0: 2 / 3, 1: 1 / 3}),  # 0.5 : 0.25
+        (Sampling(1.0, 1, top_p=0.6), {0: 2 / 3, 1: 1 / 3}),  # 0.5 < 0.6: the next word crosses it and stays
+        (Sampling(1.0, 1, top_p=0.5), {0: 1.0}),  # 0.5 is reached by the first word alone
+        (Sampling(1.0, 1, top_k=1), {0: 1.0}),
+        (Sampling(1.0, 1, top_k=9), {0: 0.5, 1: 0.25, 2: 0.15, 3: 0.1}),  # more than there are: all
+        (Sampling(1.0, 1, top_k=3, top_p=0.8), {0: 2 / 3, 1: 1 / 3}),  # of 0.9: 0.556, 0.833 >= 0.8
+    ],
+)
+def test_top_k_and_top_p_keep_the_likeliest_words(sampling: Sampling, kept: dict[int, float]) -> None:
+    order = [2, 0, 3, 1]  # the likeliest word is not the first one
+    probs = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.float64)
+    logits = torch.empty(4, dtype=torch.float64)
+    logits[order] = probs.log()
+    n = 3000
+    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    counts = np.bincount(choose(logits.expand(n, -1), sampling, uniforms).numpy(), minlength=4) / n
+    for i, word in enumerate(order):
+        assert counts[word] == pytest.approx(kept.get(i, 0.0), abs=1e-3)
+
+
+def test_the_least_likely_of_many_words_can_be_drawn() -> None:
+    # fp32 sums of 10^5 probabilities end near, not at 1: the last words would be drawn too often or never
+    logits = torch.zeros(1, 100_000)
+    assert choose(logits, Sampling(1.0, 1), torch.tensor([1 - 1e-6], dtype=torch.float64)).item() == 99_999
+    assert choose(logits, Sampling(1.0, 1), torch.tensor([0.5 + 1e-7], dtype=torch.float64)).item() == 50_000
+
+
+def test_noise_is_keyed_by_seed_stream_step_and_row() -> None:
+    first = NOISE.uniforms(7, 10)
+    assert np.array_equal(first, Noise(3, "train", 5).uniforms(7, 10))
+    assert np.array_equal(first[:4], NOISE.uniforms(7, 4))  # a longer answer begins alike
+    others = [Noise(4, "train", 5), Noise(3, "dev", 5), Noise(3, "train", 6)]
+    assert all(not np.intersect1d(first, other.uniforms(7, 10)).size for other in others)
+    assert not np.intersect1d(first, NOISE.uniforms(8, 10)).size
+    assert (first >= 0).all()
+    assert (first < 1).all()
+
+
+def test_rows_and_steps_are_no_continuations_of_each_other() -> None:
+    rows = np.concatenate([Noise(0, "train", step).uniforms(row, 500) for step in range(4) for row in range(20)])
+    assert len(np.unique(rows)) == len(rows)
+    assert generator(0, "shuffle", 1, 2).random() != generator(0, "shuffle", 2, 1).random()
+
+
+# --- how answers end ---
+
+
+def test_the_end_token_is_inside_the_mask_when_it_is_the_padding_token_too() -> None:
+    policy, tok = model(), tokenizer()
+    tok.pad_token = tok.eos_token
+    end = tok.eos_token_id
+    ended = [50, 51, end]
+    out = finish([[40, 41], [42]], [[*ended, end, end, end], [60] * 6], 1, tok, policy, Sampling(1.0, 6))
+    assert out.completion_ids == [ended, [60] * 6]
+    assert out.finished == [True, False]  # the second was cut at the limit
+    batch = make_batch(out, [1.0, 0.0], [True, False], torch.device("cpu"))
+    assert batch.mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert batch.tokens[0, 2:5].tolist() == ended
+
+
+def test_all_end_tokens_of_a_model_end_an_answer() -> None:
+    policy, tok = model(ends=1), tokenizer()
+    policy.model.config.eos_token_id = [5, 6]
+    ends = {tok.eos_token_id, 5, 6, VOCAB - 1}  # of tokenizer, config, generation config
+    assert end_tokens(tok, policy) == ends
+    out = finish([[1]] * 4, [[50, end, 51] for end in sorted(ends)], 1, tok, policy, GREEDY)
+    assert out.completion_ids == [[50, end] for end in sorted(ends)]
+    assert out.finished == [True] * 4
+
+
+def test_an_answer_that_ends_at_the_limit_is_finished() -> None:
+    policy, tok = model(), tokenizer()
+    out = finish([[1]] * 2, [[50, 51, tok.eos_token_id], [50, 51, 52]], 1, tok, policy, Sampling(1.0, 3))
+    assert out.finished == [True, False]
+
+
+def test_stop_strings_cut_tokens_after_and_text_before_them() -> None:
+    policy, tok = model(), tokenizer()
+    text = "7 + 5 = 12 ; #### 12\n\nAnn has more"
+    ids = tok(text, add_special_tokens=False)["input_ids"]
+    out = finish([[1]], [ids], 1, tok, policy, Sampling(1.0, 40, stop=("\n\n", "more")))
+    assert out.texts == ["7 + 5 = 12 ; #### 12"]
+    assert out.finished == [True]
+    cut = out.completion_ids[0]
+    assert ids[: len(cut)] == cut
+    assert "\n\n" in tok.decode(cut)
+    assert "\n\n" not in tok.decode(cut[:-1])  # the token that completes the string is the last
+
+
+def test_a_stop_string_after_the_end_token_is_not_seen() -> None:
+    policy, tok = model(), tokenizer()
+    ids = [*tok("12", add_special_tokens=False)["input_ids"], tok.eos_token_id, *tok("stop")["input_ids"]]
+    out = finish([[1]], [ids], 1, tok, policy, Sampling(1.0, 40, stop=("stop",)))
+    assert out.texts == ["12"]
+    assert out.completion_ids[0][-1] == tok.eos_token_id
+
+
+@pytest.mark.parametrize("length", [10, 24])
+def test_engines_stop_at_the_same_token(length: int) -> None:
+    policy, tok = model(ends=1), tokenizer()
+    free = NativeEngine(None).generate(policy, tok, PROMPTS, 1, Sampling(0.0, length), NOISE)
+    stop = tok.decode(free.completion_ids[0][4:6])  # a string that one answer holds within
+    assert stop.strip()
+    sampling = Sampling(0.0, length, stop=(stop,))
+    native = NativeEngine(None).generate(policy, tok, PROMPTS, 1, sampling, NOISE)
+    assert native == HFEngine(None).generate(policy, tok, PROMPTS, 1, sampling, NOISE)
+    assert native.finished[0]
+    assert len(native.completion_ids[0]) <= 6
+    assert native.texts[0] == free.texts[0][: free.texts[0].index(stop)]
+    for before, after in zip(free.texts, native.texts, strict=True):
+        assert after == before.partition(stop)[0]
+
+
+# --- the cache ---
+
+
+def fill(cache: Cache, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """A prompt of 4, its rows repeated, two decoded tokens, a row dropped, one token more."""
+    shown = []
+
+    def put(rows: int, new: int) -> None:
+        key, value = (torch.randn(rows, 2, new, 8, generator=generator) for _ in range(2))
+        for layer in range(2):
+            keys, values = cache.update(key + layer, value - layer, layer)
+            shown.append((keys.clone(), values.clone()))
+
+    put(2, 4)
+    cache.batch_select_indices(torch.tensor([0, 0, 1, 1, 1]))
+    put(5, 1)
+    put(5, 1)
+    cache.batch_select_indices(torch.tensor([0, 3, 4]))
+    put(3, 1)
+    return shown
+
+
+def test_the_roomy_cache_shows_what_transformers_shows() -> None:
+    config = LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+    roomy = make_cache(config, 16)
+    assert isinstance(roomy.layers[0], RoomyLayer)
+    plain = DynamicCache(config=config)
+    ours, theirs = fill(roomy, torch.Generator().manual_seed(0)), fill(plain, torch.Generator().manual_seed(0))
+    for (k, v), (k2, v2) in zip(ours, theirs, strict=True):
+        assert torch.equal(k, k2)
+        assert torch.equal(v, v2)
+    assert roomy.get_seq_length() == plain.get_seq_length() == 7
+
+
+def test_decoded_tokens_are_written_in_place() -> None:
+    cache = make_cache(LlamaConfig(num_hidden_layers=1), 8)
+    cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), 0)
+    cache.batch_select_indices(torch.tensor([0, 0]))
+    place = cache.layers[0].keys.data_ptr()
+    for _ in range(5):
+        cache.update(torch.ones(2, 2, 1, 4), torch.ones(2, 2, 1, 4), 0)
+    assert cache.layers[0].keys.data_ptr() == place
+    assert cache.get_seq_length() == 8
+
+
+def test_models_with_sliding_windows_keep_transformers_cache() -> None:
+    assert isinstance(make_cache(network("gemma2").config, 16), DynamicCache)
+
+
+def test_batches_are_sized_by_the_cache_and_repeat_on_resume() -> None:
+    policy = model()
+    # 2 GiB / (2 tensors · 2 layers · 1 head · 8 wide · 4 bytes · 100 positions) = 2^31 / 12800
+    assert NativeEngine(None).rows_at_once(policy, 100) == 2**31 // 12800
+    assert NativeEngine(6).rows_at_once(policy, 100) == 6
+
+
+def test_generating_leaves_the_policy_as_it_was() -> None:
+    policy, tok = model(), tokenizer()
+    before = copy.deepcopy(policy.model.state_dict())
+    out = NativeEngine(None).generate(policy, tok, PROMPTS, 2, SAMPLED, NOISE)
+    assert isinstance(out, Rollouts)
+    assert all(torch.equal(before[name], x) for name, x in policy.model.state_dict().items())
+    assert all(p.grad is None for p in policy.parameters())

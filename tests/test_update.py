@@ -1,0 +1,404 @@
+"""Updates: one gradient however it is split, what is trained when, what stops or skips an update; golden runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_data import batch_of, make, make_double, network, ragged, same, snapshot
+from torch import Tensor
+
+from grpo_bench.algos import Algorithm
+from grpo_bench.config import Config
+from grpo_bench.cost import Meter, Size
+from grpo_bench.policy import Models, make_models
+from grpo_bench.policy.score import score
+from grpo_bench.rollout import make_engine
+from grpo_bench.run import one_step
+from grpo_bench.state import Parts, State
+from grpo_bench.tasks import load_task
+from grpo_bench.tiny import tiny_model, tiny_tokenizer
+from grpo_bench.types import Batch
+from grpo_bench.update import Learner, Optimiser, descend, schedule, take
+
+GOLDEN = Path(__file__).parent / "golden"
+GRPO = ("algo=grpo", "group_size=2", "samples_per_step=8", "lr=0.01")
+PPO = ("algo=ppo", "samples_per_step=8", "lr=0.01", "critic_lr=0.02")
+
+
+def scored(cfg: Config, models: Models, rows: int = 8, old: bool = True) -> Batch:
+    """A batch of ragged rows as it reaches the update; the policy that sampled was a little different."""
+    algo: Algorithm = cfg.algo
+    batch = replace(batch_of(ragged(rows, cfg.group_size, seed=4)), kl_coef=cfg.kl_coef)
+    batch = score(batch, models, cfg.rollout.temperature, 50, old, algo.needs_critic)
+    advantages, returns = algo.advantages(batch)
+    return replace(batch, advantages=advantages, returns=returns)
+
+
+def learner_of(*overrides: str, kind: str = "llama") -> tuple[Learner, Models, Config]:
+    cfg = make(*overrides)
+    models = make_double(kind, cfg, cfg.algo.needs_critic, cfg.algo.needs_reference)
+    return Learner(cfg, cfg.algo, models), models, cfg
+
+
+class Recorder:
+    """Stands in for the optimiser's step: keeps the gradients of each update and changes nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.grads: list[list[Tensor]] = []
+        self.losses: list[float] = []
+
+        def step(optimiser: Optimiser, loss: float, progress: float) -> tuple[float, bool]:
+            self.grads.append([p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in optimiser.parameters])
+            self.losses.append(loss)
+            optimiser.adamw.zero_grad(set_to_none=True)
+            return 1.0, True
+
+        monkeypatch.setattr(Optimiser, "step", step)
+
+
+def drifted(batch: Batch) -> Batch:
+    """Old log-probs of a policy that differs from the one trained, so that ratios are not 1 and some are clipped."""
+    assert batch.old_logp is not None
+    noise = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return replace(batch, old_logp=(batch.old_logp + 0.3 * noise) * batch.mask)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*GRPO, "epochs=1", "minibatches=2"),
+        (*GRPO, "epochs=1", "minibatches=2", "algo.aggregation=token_mean", "algo.entropy_coef=0.1"),
+        (*GRPO, "epochs=1", "minibatches=1", "algo.ratio=sequence"),
+        (*GRPO, "epochs=1", "minibatches=1", "algo.aggregation=constant_length", "algo.length=7"),
+        (*PPO, "epochs=1", "minibatches=2", "model.critic=separate"),
+        (*PPO, "epochs=1", "minibatches=2", "model.critic=shared", "algo.aggregation=token_mean"),
+    ],
+)
+def test_gradients_do_not_depend_on_micro_batches_or_padding(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    want: list[list[Tensor]] = []
+    for tokens, pad in ((100_000, 0), (1, 0), (17, 0), (40, 4)):
+        learner, models, cfg = learner_of(*overrides, f"micro_batch_tokens={tokens}")
+        batch = drifted(scored(cfg, models))
+        if pad:
+            extra = batch.mask.new_zeros(len(batch.mask), pad)
+            wide: dict[str, Any] = {
+                name: torch.cat([x, extra], dim=1)
+                for name in ("mask", "old_logp", "ref_logp", "values", "advantages", "returns")
+                if (x := getattr(batch, name)) is not None
+            }
+            batch = replace(batch, tokens=torch.cat([batch.tokens, torch.full_like(extra, 9).long()], dim=1), **wide)
+        recorder.grads.clear()
+        learner.update(batch, step=1, progress=0.0)
+        if not want:
+            want = list(recorder.grads)
+            assert all(any(g.abs().max() > 1e-6 for g in grads) for grads in want)
+            continue
+        assert len(recorder.grads) == len(want)
+        for grads, expected in zip(recorder.grads, want, strict=True):
+            for g, e in zip(grads, expected, strict=True):
+                torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    learner, models, cfg = learner_of(*GRPO, "epochs=1", "minibatches=1", "kl_coef=0.1", "micro_batch_tokens=20")
+    with torch.no_grad():
+        models.reference.model.get_input_embeddings().weight.add_(0.1)  # type: ignore[union-attr]
+    batch = drifted(scored(cfg, models))
+    metrics = learner.update(batch, step=1, progress=0.0)
+
+    # the same from the definition, row by row, on unpadded sequences
+    rollouts = ragged(8, 2, seed=4)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, completion in enumerate(rollouts.completion_ids):
+        prompt, n = rollouts.prompt_ids[i // 2], len(completion)
+        logits = models.policy.model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        logp = torch.log_softmax(logits, -1)[torch.arange(n), torch.tensor(completion)]
+        ratio = (logp - batch.old_logp[i, :n]).exp()  # type: ignore[index]
+        a = batch.advantages[i, :n]  # type: ignore[index]
+        surrogate = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
+        gap = batch.ref_logp[i, :n] - logp  # type: ignore[index]
+        total = total + (-surrogate + 0.1 * (gap.exp() - gap - 1)).sum() / (8 * n)
+    expected = torch.autograd.grad(total, list(models.policy.parameters()))
+    assert metrics["policy/loss"] == pytest.approx(float(total), abs=1e-12)
+    assert len(recorder.grads) == 1
+    for g, e in zip(recorder.grads[0], expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12)
+
+
+def test_dropped_rows_count_in_the_average_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    learner, models, cfg = learner_of(*GRPO, "epochs=1", "minibatches=1", "kl_coef=0")
+    batch = scored(cfg, models)
+    keep = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0], dtype=torch.float64)
+    learner.update(replace(batch, mask=batch.mask * keep[:, None]), step=1, progress=0.0)
+    learner.update(take(batch, torch.arange(4)), step=1, progress=0.0)
+    dropped, alone = recorder.grads
+    for d, a in zip(dropped, alone, strict=True):
+        torch.testing.assert_close(2 * d, a, rtol=1e-9, atol=1e-12)  # 8 rows share what 4 had
+
+
+def test_a_batch_without_any_token_changes_nothing() -> None:
+    learner, models, cfg = learner_of(*GRPO)
+    batch = scored(cfg, models)
+    before = snapshot(models.policy)
+    metrics = learner.update(replace(batch, mask=torch.zeros_like(batch.mask)), step=1, progress=0.0)
+    assert same(before, models.policy)
+    assert all(math.isfinite(x) for x in metrics.values())
+
+
+def test_minibatches_hold_whole_groups_and_every_row_once_per_epoch() -> None:
+    learner, models, cfg = learner_of("group_size=3", "samples_per_step=24", "epochs=2", "minibatches=4")
+    batch = batch_of(ragged(24, 3))
+    orders = {}
+    for seed in (0, 1):
+        learner.cfg = cfg.model_copy(update={"seed": seed})
+        for step in (1, 2):
+            for epoch in (0, 1):
+                parts = [part.tolist() for part in learner.minibatches(batch, step, epoch)]
+                assert [len(part) for part in parts] == [6] * 4
+                assert sorted(sum(parts, [])) == list(range(24))
+                for part in parts:
+                    assert [row % 3 for row in part] == [0, 1, 2] * 2
+                    assert all(part[i] // 3 == part[i + 2] // 3 for i in (0, 3))
+                again = [part.tolist() for part in learner.minibatches(batch, step, epoch)]
+                assert again == parts
+                orders[seed, step, epoch] = str(parts)
+    assert len(set(orders.values())) == 8
+
+
+@pytest.mark.parametrize("overrides", [GRPO, PPO, (*PPO, "model.critic=shared")])
+def test_epochs_times_minibatches_are_the_optimisers_steps(overrides: tuple[str, ...]) -> None:
+    learner, models, cfg = learner_of(*overrides, "epochs=3", "minibatches=2")
+    before = snapshot(models.policy)
+    metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
+    assert learner.policy.updates == 6 == metrics["policy/n_updates"]
+    if learner.critic is not None:
+        assert learner.critic.updates == 6
+    assert not same(before, models.policy)
+    tokens = sum(map(len, ragged(8, cfg.group_size, seed=4).completion_ids))
+    assert learner.trained_tokens == 3 * tokens  # once per epoch
+
+
+def test_old_log_probs_may_be_the_updates_own_when_there_is_one() -> None:
+    ends = []
+    for old in (True, False):
+        learner, models, cfg = learner_of(*GRPO, "epochs=1", "minibatches=1", "kl_coef=0.1")
+        metrics = learner.update(scored(cfg, models, old=old), step=1, progress=0.0)
+        ends.append((snapshot(models.policy), metrics))
+    for name, weights in ends[0][0].items():
+        torch.testing.assert_close(ends[1][0][name], weights, rtol=0, atol=1e-12)
+    assert ends[0][1].keys() == ends[1][1].keys()
+    assert ends[1][1]["policy/ratio_mean"] == 1.0
+    assert ends[1][1]["policy/loss"] == pytest.approx(ends[0][1]["policy/loss"], abs=1e-12)
+
+
+# --- what is trained when ---
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_only_the_critic_learns_in_its_warm_up(critic: str) -> None:
+    learner, models, cfg = learner_of(*PPO, "algo.critic_warmup=2", f"model.critic={critic}", "optim.weight_decay=0.1")
+    assert models.critic is not None
+    batch = scored(cfg, models)
+    for step in (1, 2):
+        policy, critic_before = snapshot(models.policy), snapshot(models.critic)
+        metrics = learner.update(batch, step, progress=0.0)
+        assert same(policy, models.policy)
+        assert not same(critic_before, models.critic)
+        assert metrics["policy/n_updates"] == 0
+        assert "policy/loss" not in metrics
+    learner.update(batch, step=3, progress=0.0)
+    assert not same(policy, models.policy)
+
+
+def test_the_critic_fits_its_targets() -> None:
+    learner, models, cfg = learner_of(*PPO, "algo.critic_warmup=1000", "optim.warmup_updates=0")
+    batch = scored(cfg, models)
+    losses = [learner.update(batch, step, 0.0)["value/loss"] for step in range(1, 31)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_target_kl_ends_a_steps_updates() -> None:
+    runs = {}
+    for target in ("null", "1e-6", "1e6"):
+        learner, models, cfg = learner_of(*GRPO, "epochs=4", "minibatches=2", "optim.warmup_updates=0", f"target_kl={target}")
+        metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
+        runs[target] = (learner.policy.updates, metrics["policy/kl_stopped"], metrics["policy/kl_old"])
+    assert runs["null"][:2] == (8, 0.0)
+    assert runs["1e6"] == runs["null"]
+    assert runs["1e-6"][:2] == (1, 1.0)  # the first update is always made; the second minibatch measures its KL
+    assert runs["1e-6"][2] > 1e-6
+
+
+def test_a_stopped_minibatch_leaves_no_gradient_behind() -> None:
+    learner, models, cfg = learner_of(*PPO, "optim.warmup_updates=0", "target_kl=1e-9")
+    learner.update(scored(cfg, models), step=1, progress=0.0)
+    assert models.critic is not None
+    assert all(p.grad is None for p in [*models.policy.parameters(), *models.critic.parameters()])
+
+
+@pytest.mark.parametrize("overrides", [GRPO, PPO, (*PPO, "model.critic=shared")])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_changes_no_bit(overrides: tuple[str, ...], bad: float) -> None:
+    learner, models, cfg = learner_of(*overrides, "epochs=1", "minibatches=1")
+    good = scored(cfg, models)
+    learner.update(good, step=1, progress=0.0)  # so that AdamW has moments to spoil
+    assert good.advantages is not None
+    policy = snapshot(models.policy)
+    moments = [x.clone() for s in learner.policy.adamw.state.values() for x in s.values()]
+    spoiled = good.advantages.clone()
+    spoiled[0, 0] = bad
+    metrics = learner.update(replace(good, advantages=spoiled), step=2, progress=0.0)
+    assert metrics["health/skipped_updates"] == 1
+    assert metrics["policy/n_updates"] == 0
+    assert same(policy, models.policy)
+    now = [x for s in learner.policy.adamw.state.values() for x in s.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, now, strict=True))
+    assert learner.policy.updates == 1
+    metrics = learner.update(good, step=3, progress=0.0)  # and the run goes on
+    assert metrics["policy/n_updates"] == 1
+    assert not same(policy, models.policy)
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimiser = Optimiser([([weight], 0.1)], make().optim)
+    (weight.sqrt() * 1.0).sum().backward()  # sqrt(0) = 0 with slope infinity
+    norm, applied = optimiser.step(0.0, 0.0)
+    assert math.isinf(norm)
+    assert not applied
+    assert weight.item() == 0.0
+    assert weight.grad is None
+
+
+# --- the optimiser ---
+
+
+def test_gradients_are_clipped_per_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    apply = torch.optim.AdamW.step
+
+    def step(adamw: torch.optim.AdamW, *args: Any) -> Any:
+        grads = [p.grad for group in adamw.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(math.sqrt(sum(float((g**2).sum()) for g in grads)))
+        return apply(adamw, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    learner, models, cfg = learner_of(*PPO, "epochs=1", "minibatches=1", "optim.grad_clip=1e-3")
+    metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
+    assert metrics["policy/grad_norm"] > 1e-3  # reported before clipping
+    assert metrics["value/grad_norm"] > 1e-3
+    assert seen == [pytest.approx(1e-3, rel=1e-2)] * 2  # policy and critic have 1e-3 each, not together
+
+
+def test_without_a_clip_gradients_pass_unchanged() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimiser = Optimiser([([weight], 0.1)], make("optim.grad_clip=null", "optim.warmup_updates=0").optim)
+    (1000 * weight).sum().backward()
+    assert optimiser.step(1.0, 0.0) == (1000.0, True)
+
+
+def test_the_first_adamw_step_by_hand() -> None:
+    # g = 3 clipped to 1; m = 0.1, v = 0.05; unbiased m̂ = v̂ = 1: w = 1 − 0.1 · 1/(1 + 1e-8) ≈ 0.9
+    weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimiser = Optimiser([([weight], 0.1)], make("optim.warmup_updates=0").optim)
+    assert descend(optimiser, [(2 * weight).sum(), weight.sum()]) == 3.0  # micro-batches add up
+    assert weight.item() == pytest.approx(0.9, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "warm", "update", "progress", "factor"),
+    [
+        ("constant", 0, 0, 0.0, 1.0),
+        ("constant", 10, 0, 0.0, 0.1),  # 1/10
+        ("constant", 10, 4, 0.5, 0.5),  # 5/10
+        ("constant", 10, 9, 0.9, 1.0),
+        ("constant", 10, 500, 1.0, 1.0),
+        ("linear", 0, 7, 0.0, 1.0),
+        ("linear", 0, 7, 0.25, 0.75),  # 1 − 1/4
+        ("linear", 4, 1, 0.25, 0.375),  # 2/4 · 3/4
+        ("linear", 0, 7, 1.5, 0.0),  # an overshot budget does not turn negative
+        ("cosine", 0, 7, 0.0, 1.0),
+        ("cosine", 0, 7, 1 / 3, 0.75),  # (1 + cos 60°)/2 = (1 + 0.5)/2
+        ("cosine", 0, 7, 0.5, 0.5),
+        ("cosine", 0, 7, 1.0, 0.0),
+    ],
+)
+def test_schedules_by_hand(name: str, warm: int, update: int, progress: float, factor: float) -> None:
+    optim = make().optim.model_copy(update={"schedule": name, "warmup_updates": warm})
+    assert schedule(optim, update, progress) == pytest.approx(factor, abs=1e-12)
+
+
+def test_the_learning_rate_in_the_record_is_the_one_used() -> None:
+    learner, models, cfg = learner_of(*PPO, "epochs=1", "minibatches=1", "optim.warmup_updates=4")
+    metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
+    assert metrics["policy/lr"] == pytest.approx(0.01 / 4)
+    assert metrics["value/lr"] == pytest.approx(0.02 / 4)
+
+
+def test_a_shared_critics_head_has_its_own_learning_rate() -> None:
+    learner, models, cfg = learner_of(*PPO, "model.critic=shared")
+    assert learner.critic is None
+    assert [group["lr"] for group in learner.policy.adamw.param_groups] == [0.01, 0.02]
+    assert [sum(p.numel() for p in g["params"]) for g in learner.policy.adamw.param_groups][1] == 17
+
+
+def test_a_group_algorithm_needs_no_critic_rate() -> None:
+    cfg = make(*GRPO)
+    assert cfg.critic_lr is None
+    assert Learner(cfg, cfg.algo, make_double("llama", cfg, False, False)).critic is None
+
+
+def test_adapters_alone_are_trained() -> None:
+    cfg = make(*GRPO, "model.lora={r:2,alpha:4,targets:null}")
+    models = make_models(network("llama", double=False), cfg.model, torch.float32, False, True)
+    learner = Learner(cfg, cfg.algo, models)
+    before = snapshot(models.policy)
+    learner.update(scored(cfg, models), step=1, progress=0.0)
+    changed = {name for name, p in models.policy.named_parameters() if not torch.equal(before[name], p)}
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
+# --- golden runs: rollout, reward, score, advantages and updates as a run makes them ---
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_ten_steps_give_the_losses_on_file(algo: str) -> None:
+    """A change here moves numbers: justify it, then write the file anew with GRPO_BENCH_GOLDEN=write."""
+    cfg = make(
+        f"algo={algo}", "reward=random", "samples_per_step=16", "group_size=4", "lr=0.003", "task.max_new_tokens=8",
+        "optim.warmup_updates=2", "kl_coef=0.1", *(("critic_lr=0.01", "algo.critic_warmup=1") if algo == "ppo" else ()),
+    )  # fmt: skip
+    assert cfg.model.tiny is not None
+    model = tiny_model(cfg.model.tiny).double()
+    model.generation_config.eos_token_id = list(range(0, 512, 8))  # an untrained model would never end an answer
+    models = make_models(model, cfg.model, torch.float32, cfg.algo.needs_critic, True)
+    if models.critic is not None:
+        models.critic.double()
+    parts = Parts(
+        cfg, load_task(cfg.task, cfg.seed), tiny_tokenizer(cfg.model.tiny), make_engine(cfg.rollout), models,
+        Learner(cfg, cfg.algo, models), Meter(torch.device("cpu")), Size.of(model),
+    )  # fmt: skip
+    state, lines = State(), []
+    for step in range(1, 11):
+        state.step = step
+        _, _, metrics = one_step(parts, state, step / 10)
+        losses = [metrics.get("policy/loss", 0.0), *([metrics["value/loss"]] if models.critic is not None else [])]
+        lines.append([float(step), *losses])
+    file = GOLDEN / f"{algo}.txt"
+    if os.environ.get("GRPO_BENCH_GOLDEN") == "write":
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text("".join(f"{int(step)} {' '.join(f'{x:.12e}' for x in losses)}\n" for step, *losses in lines))
+    golden = [[float(x) for x in line.split()] for line in file.read_text().splitlines()]
+    assert len({losses[0] for _, *losses in golden}) >= 9  # not a run in which nothing happens
+    for got, want in zip(lines, golden, strict=True):
+        assert got == pytest.approx(want, abs=1e-9), f"step {int(want[0])}"
