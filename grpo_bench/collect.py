@@ -38,7 +38,14 @@ def sampling_of(cfg: Config) -> Sampling:
 
 
 def collect(
-    cfg: Config, task: Task, policy: Policy, tokenizer: Any, engine: Engine, problems: list[Problem], step: int, meter: Meter
+    cfg: Config,
+    task: Task,
+    policy: Policy,
+    tokenizer: Any,
+    engine: Engine,
+    problems: list[Problem],
+    step: int,
+    meter: Meter,
 ) -> Experience:
     """Sample ``group_size`` completions of each problem, grade and reward them."""
     with meter.phase("rollout"):

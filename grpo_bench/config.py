@@ -132,7 +132,7 @@ class TaskConfig(Strict):
 
 class LoraConfig(Strict):
     r: int = Field(ge=1)
-    alpha: float = Field(gt=0)
+    alpha: int = Field(ge=1)
     targets: list[str] | None  # module names; null: all linear layers
 
 
@@ -146,6 +146,7 @@ class TinyConfig(Strict):
     intermediate_size: int = Field(ge=8)
     vocab_size: int = Field(ge=300)
     max_positions: int = Field(ge=64)
+    init_std: float = Field(gt=0)
     init_seed: int = Field(ge=0)
 
 

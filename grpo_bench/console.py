@@ -47,6 +47,7 @@ class Console:
 
     def begin(self, fraction_done: float) -> None:
         """Training starts now with ``fraction_done`` of the budget spent; without this the first step is its start."""
+        self._seen = time.monotonic()
         self._enter("train", fraction_done)
 
     def step(self, step: int, fraction_done: float, metrics: dict[str, Any]) -> None:

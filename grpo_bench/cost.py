@@ -30,13 +30,14 @@ class Size:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Size:
+        from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
         config = model.config.get_text_config()
         output = model.get_output_embeddings()
-        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-        conv1d = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Conv1D")  # GPT-2's linear layer
+        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
         head = output.weight.numel() if isinstance(output, nn.Linear) else 0
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cls(linear + conv1d - head, head, config.num_hidden_layers, config.num_attention_heads * size)
+        return cls(linear - head, head, config.num_hidden_layers, config.num_attention_heads * size)
 
     def forward(self, lengths: Sequence[int], headed: int) -> float:
         """FLOPs of one causal forward over sequences of these lengths, the head on ``headed`` tokens.

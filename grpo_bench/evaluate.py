@@ -64,7 +64,9 @@ def evaluate(
     return rows
 
 
-def summarise(rows: Sequence[Row], ks: Sequence[int], rule: Literal["gsm8k", "math"]) -> dict[str, dict[str, float | None]]:
+def summarise(
+    rows: Sequence[Row], ks: Sequence[int], rule: Literal["gsm8k", "math"]
+) -> dict[str, dict[str, float | None]]:
     """Rows of one split and step -> {greedy, sampled} -> metrics.
 
     ``acc`` is the share of correct rows (strict match and finished); ``stderr`` is over problems (clustered: samples
@@ -79,7 +81,7 @@ def summarise(rows: Sequence[Row], ks: Sequence[int], rule: Literal["gsm8k", "ma
         groups: dict[str, list[Row]] = defaultdict(list)
         for row in mine:
             groups[row["id"]].append(row)
-        means = [_mean([r["correct"] for r in group]) for group in groups.values()]
+        means = [sum(r["correct"] for r in group) / len(group) for group in groups.values()]
         acc = sum(means) / len(means)
         spread = sum((m - acc) ** 2 for m in means) / max(len(means) - 1, 1)
         summary: dict[str, float | None] = {
@@ -133,7 +135,16 @@ out=FOLDER   keep eval.jsonl and result.json there     split=test|dev
 Keys are those of python -m grpo_bench: task, model, rollout, eval.*, device. With checkpoint= they are the run's own,
 and only eval.*, task.path, task.math500_path, model.path, rollout.*, device and threads may be given.
 """
-OF_A_RUN = ("eval", "task.path", "task.math500_path", "model.path", "rollout", "device", "threads", "micro_batch_tokens")
+OF_A_RUN = (
+    "eval",
+    "task.path",
+    "task.math500_path",
+    "model.path",
+    "rollout",
+    "device",
+    "threads",
+    "micro_batch_tokens",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,7 +156,9 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     try:
-        own = {key: value for key, _, value in (w.partition("=") for w in words) if key in ("checkpoint", "out", "split")}
+        own = {
+            key: value for key, _, value in (w.partition("=") for w in words) if key in ("checkpoint", "out", "split")
+        }
         rest = [word for word in words if word.partition("=")[0] not in own]
         if own.get("split", "test") not in ("test", "dev"):
             raise UserError(f"split={own['split']} is not known; choose test or dev")
@@ -173,7 +186,9 @@ def _config_of(overrides: list[str], checkpoint: Path | None) -> Config:
     for word in overrides:
         key = override_key(word)
         if not any(key == k or key.startswith(k + ".") for k in OF_A_RUN):
-            raise UserError(f"{key} belongs to the run and cannot be changed with checkpoint=; give {', '.join(OF_A_RUN)}")
+            raise UserError(
+                f"{key} belongs to the run and cannot be changed with checkpoint=; give {', '.join(OF_A_RUN)}"
+            )
     recorded = OmegaConf.load(checkpoint / "config.yaml")
     return parse(OmegaConf.to_container(OmegaConf.merge(recorded, OmegaConf.from_dotlist(overrides))))  # type: ignore[arg-type]
 
@@ -212,7 +227,13 @@ def _evaluate_alone(overrides: list[str], checkpoint: str | None, out: str | Non
     finally:
         task.close()
     summary: dict[str, Any] = finite(
-        {"model": cfg.model.name, "task": cfg.task.name, "split": split, "step": step, **summarise(rows, cfg.eval.ks, cfg.task.answer)}
+        {
+            "model": cfg.model.name,
+            "task": cfg.task.name,
+            "split": split,
+            "step": step,
+            **summarise(rows, cfg.eval.ks, cfg.task.answer),
+        }
     )
     if out is not None:
         with disk_errors(Path(out)):

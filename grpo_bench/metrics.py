@@ -165,8 +165,9 @@ _ALL: tuple[Metric, ...] = (
     Metric("cost/train_tokens", "tokens", "sampled tokens trained on in this step, per epoch", _TOKENS, "sum"),
     Metric("health/nan_steps", "steps", "steps with a non-finite loss or gradient", "whole run", "count"),
     Metric("health/skipped_updates", "updates", "not made: loss or gradient not finite", "whole run", "count"),
-    Metric("health/verifier_timeouts", "comparisons", "ended by the time limit, counted wrong", "whole run", "count"),
-    Metric("health/verifier_errors", "comparisons", "failed otherwise, counted wrong", "whole run", "count"),
+    # clocks: whether a comparison meets its limit depends on the machine, and an interruption forgets cached verdicts
+    _clock("health/verifier_timeouts", "comparisons", "ended by the time limit, counted wrong", "count, this attempt"),
+    _clock("health/verifier_errors", "comparisons", "failed otherwise, counted wrong", "count, this attempt"),
     Metric("health/stale_steps", "steps", "trained on samples of an earlier policy", "whole run", "count"),
 )
 

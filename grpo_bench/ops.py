@@ -111,9 +111,7 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-def clipped_surrogate(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> Tensor:
+def clipped_surrogate(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), to be maximised; ρ = exp(logp − old_logp). (B,T).
 
     PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7).

@@ -125,6 +125,7 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
             "elapsed_s": sum(meter.total.values()),
             "seconds": meter.end_step(),
             "peak_memory_bytes": state.peak_memory,
+            **parts.task.verifier_health(),
         }
         line = {**state.counters(), **metrics}
         record.step(state.step, line, timing)

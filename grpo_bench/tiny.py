@@ -18,7 +18,7 @@ PAD = "<|pad|>"
 
 @lru_cache(maxsize=4)
 def _tokenizer_json(vocab_size: int) -> str:
-    """Byte-level BPE trained on the embedded task's own words: any text encodes, the task's words are one token each."""
+    """Byte-level BPE trained on the embedded task's own words: any text encodes, these words as one token each."""
     from grpo_bench.tasks.arithmetic import vocabulary
 
     tokenizer = Tokenizer(models.BPE())
@@ -57,6 +57,7 @@ def tiny_model(cfg: TinyConfig) -> LlamaForCausalLM:
         num_key_value_heads=cfg.kv_heads,
         max_position_embeddings=cfg.max_positions,
         tie_word_embeddings=True,
+        initializer_range=cfg.init_std,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

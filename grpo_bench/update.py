@@ -27,7 +27,9 @@ PER_TOKEN = ("old_logp", "ref_logp", "values", "advantages", "returns")
 
 def take(batch: Batch, rows: Tensor) -> Batch:
     """The batch with these rows only; (b,...) of every field."""
-    fields: dict[str, Any] = {name: getattr(batch, name)[rows] for name in PER_TOKEN if getattr(batch, name) is not None}
+    fields: dict[str, Any] = {
+        name: getattr(batch, name)[rows] for name in PER_TOKEN if getattr(batch, name) is not None
+    }
     for name in ("tokens", "mask", "group_ids", "rewards", "correct", "finished", "prompt_lengths", "baseline_rewards"):
         if getattr(batch, name) is not None:
             fields[name] = getattr(batch, name)[rows]
@@ -103,9 +105,9 @@ class Learner:
         if models.critic is not None:
             assert cfg.critic_lr is not None  # resolved for every algorithm with a critic
             if self.shared:
-                groups.append((models.critic.head.parameters(), critic_lr))
+                groups.append((models.critic.head.parameters(), cfg.critic_lr))
             else:
-                self.critic = Optimiser([(models.critic.parameters(), critic_lr)], cfg.optim)
+                self.critic = Optimiser([(models.critic.parameters(), cfg.critic_lr)], cfg.optim)
         self.policy = Optimiser(groups, cfg.optim)
 
     def minibatches(self, batch: Batch, step: int, epoch: int) -> Iterable[Tensor]:
@@ -151,7 +153,9 @@ class Learner:
                 break
         return self._metrics(seen, stopped, skipped)
 
-    def _accumulate(self, batch: Batch, rows: Tensor, train_policy: bool, seen: dict[str, list[float]]) -> tuple[float, float]:
+    def _accumulate(
+        self, batch: Batch, rows: Tensor, train_policy: bool, seen: dict[str, list[float]]
+    ) -> tuple[float, float]:
         """Gradients of one minibatch, micro-batch by micro-batch: weights are fixed beforehand, so sums are exact."""
         cfg, algo, models = self.cfg, self.algo, self.models
         weights = torch.zeros_like(batch.mask)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 from torch import nn
 
-from grpo_bench.files import disk_errors
+from grpo_bench.files import disk_errors, write_atomic
 from grpo_bench.policy import Policy, layout
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.finish import end_tokens
@@ -54,7 +53,7 @@ def warmstart_key(cfg: Config, task: Task, pretrained: str, dtype: torch.dtype) 
         "model": pretrained,
         "task": task.fingerprint,
         "demonstrations": cfg.task.demonstrations,
-        "stop": cfg.task.stop,
+        "max_prompt_tokens": cfg.task.max_prompt_tokens,
         "warmstart": cfg.model.warmstart.model_dump(mode="json"),
         "dtype": str(dtype),
         "torch": torch.__version__,
@@ -76,35 +75,42 @@ def warm_start(
     folder = cache_dir() / "warmstart"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{key}.safetensors"
+        path, digest = folder / f"{key}.safetensors", folder / f"{key}.sha256"
         with FileLock(folder / f"{key}.lock"):  # of several jobs one trains, the others wait and load
-            if path.is_file():
-                try:
-                    load_model(policy.model, path, device=str(policy.device))
-                    return False
-                except (SafetensorError, RuntimeError):
-                    path.unlink()
+            if path.is_file() and digest.is_file() and digest.read_bytes() == _sha256(path):
+                load_model(policy.model, path, device=str(policy.device))
+                return False
             _train(cfg, task, policy, tokenizer, progress)
             part = path.with_suffix(f".{os.getpid()}.part")
             try:
                 save_model(policy.model, str(part))
+                write_atomic(digest, _sha256(part))
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
     return True
 
 
+def _sha256(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().encode()
+
+
 def _train(cfg: Config, task: Task, policy: Policy, tokenizer: Any, progress: Callable[[int, int], None]) -> None:
     warm = cfg.model.warmstart
+    # nothing of the arm's own settings: all arms start from one model
     optim: OptimConfig = cfg.optim.model_copy(
-        update={"schedule": "linear", "warmup_updates": WARMUP, "grad_clip": 1.0, "weight_decay": 0.0}
-    )
+        update={
+            "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "grad_clip": 1.0,
+            "schedule": "linear", "warmup_updates": WARMUP,
+        }
+    )  # fmt: skip
     optimiser = Optimiser([(policy.parameters(), warm.lr)], optim)
     tokens = micro_batch_tokens(policy, None)
     pairs = task.demonstrations(warm.steps * warm.batch_size, warm.seed)
     prompts = task.prompt_ids([problem for problem, _ in pairs], tokenizer)
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(end_tokens(tokenizer, policy))
-    answers = [ids + [end] for ids in tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]]
+    answers = [[*ids, end] for ids in tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]]
     for step in range(warm.steps):
         part = slice(step * warm.batch_size, (step + 1) * warm.batch_size)
         batch = _demonstration_batch(prompts[part], answers[part], policy.device)

@@ -65,7 +65,7 @@ def refused(algo: Algorithm) -> bool:
 
 
 def variants() -> dict[str, Algorithm]:
-    """Every algorithm as its YAML has it, and with each knob changed in turn; a new algorithm or knob joins by itself."""
+    """Every algorithm as its YAML has it, and with each knob changed in turn; new ones join by themselves."""
     found = {}
     for name in ALGORITHMS:
         base = node(name)
@@ -121,6 +121,12 @@ def make_batch(
     )
 
 
+def log_probs(batch: Batch, *rows: list[float]) -> Batch:
+    """The batch with log π_old = −1 and log π_ref = −1 − rows, so that log π_old/π_ref is ``rows``."""
+    old = -torch.ones_like(batch.mask) * batch.mask
+    return replace(batch, old_logp=old, ref_logp=old - torch.tensor(rows, dtype=torch.float64) * batch.mask)
+
+
 def credited(algo: Algorithm, batch: Batch) -> Batch:
     """The batch with ``advantages`` and ``returns`` filled."""
     advantages, returns = algo.advantages(batch)
@@ -172,7 +178,8 @@ def padded(batch: Batch, networks: Networks, columns: int) -> tuple[Batch, Netwo
     def wider(x: Tensor | None) -> Tensor | None:
         return None if x is None else torch.nn.functional.pad(x, (0, columns))
 
-    wide = replace(batch, **{name: wider(getattr(batch, name)) for name in ("tokens", "mask", *PER_TOKEN)})
+    changes: dict[str, Any] = {name: wider(getattr(batch, name)) for name in ("tokens", "mask", *PER_TOKEN)}
+    wide = replace(batch, **changes)
     more = Networks(wide)
     for name in ("logp", "values", "entropy"):
         leaf = wider(getattr(networks, name).detach())

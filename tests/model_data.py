@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import Tensor
 from transformers import (
     Gemma2Config,
@@ -43,23 +44,48 @@ SMALL = (
 )
 
 
+GROUPS = {"algo", "arm", "model", "reward", "rollout", "task"}
+
+
 @functools.lru_cache
-def _composed(overrides: tuple[str, ...]) -> str:
+def _composed(groups: tuple[str, ...]) -> str:
     with composing():
-        return json.dumps(plain(compose([*SMALL, *overrides])))
+        return json.dumps(plain(compose([*SMALL, *groups])))
 
 
 def make(*overrides: str) -> Config:
-    """The default run with a network of a few thousand parameters, and these overrides."""
-    return parse(json.loads(_composed(overrides)))
+    """The default run with a network of a few thousand parameters, and these overrides.
+
+    Only choices of files are composed (once); values are put in place, which takes a hundredth of the time.
+    """
+    pairs = [(key, value) for key, _, value in (line.partition("=") for line in overrides)]
+    data = json.loads(_composed(tuple(f"{key}={value}" for key, value in pairs if key in GROUPS)))
+    for key, value in pairs:
+        if key in GROUPS:
+            continue
+        *path, last = key.split(".")
+        node = data
+        for name in path:
+            node = node[name]
+        assert last in node, key
+        node[last] = OverridesParser.create().parse_override(f"{key}={value}").value()
+    return parse(data)
 
 
 def network(kind: str, seed: int = 0, vocab: int = VOCAB, double: bool = True) -> PreTrainedModel:
     """A random causal LM of 2 layers x 16; weights large enough that its distributions are far from uniform."""
     common: dict[str, Any] = {
-        "vocab_size": vocab, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "initializer_range": 0.4, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
-    }  # fmt: skip
+        "vocab_size": vocab,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.4,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
     torch.manual_seed(seed)
     model: PreTrainedModel
     if kind == "llama":

@@ -1,4 +1,4 @@
-"""What holds for every algorithm at every setting of its knobs; a new algorithm or knob is tested without a line here."""
+"""What holds for every algorithm at every setting of its knobs; new ones are tested without a line here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def batch() -> Batch:
 
 
 def test_every_algorithm_says_what_its_advantages_do_not_feel() -> None:
-    assert SHIFT_OF_REWARDS | SCALE_OF_REWARDS | NEITHER == set(ALGORITHMS)
+    assert set(ALGORITHMS) == SHIFT_OF_REWARDS | SCALE_OF_REWARDS | NEITHER
 
 
 @every_variant
@@ -197,7 +197,7 @@ def test_rows_without_advantage_have_a_gradient_only_where_it_says_so(algo: Algo
 
 @every_variant
 def test_more_reward_never_means_less_advantage(algo: Algorithm, batch: Batch) -> None:
-    """The sign of it all: a row's advantages grow with its own reward (before whitening; after it, relative to others)."""
+    """The sign of it all: with more reward a row gains, and no other row gains more."""
     richer = batch.rewards.clone()
     richer[5] += 0.5
     less, more = credited(algo, batch), credited(algo, replace(batch, rewards=richer))

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from model_data import ARCHITECTURES, VOCAB, batch_of, make, make_double, network, policy, ragged, same, snapshot
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from grpo_bench.config import LoraConfig, ModelConfig
-from grpo_bench.policy import Policy, layout, load_model, load_tokenizer, make_models, spread
+from grpo_bench.config import LoraConfig
+from grpo_bench.policy import Policy, layout, make_models, spread
 from grpo_bench.policy import network as network_module
 from grpo_bench.policy.network import _select
 from grpo_bench.policy.score import micro_batches, score
-from grpo_bench.tiny import tiny_tokenizer
-from grpo_bench.types import Batch, Rollouts, UserError
+from grpo_bench.types import Batch, Rollouts
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(r=2, alpha=4.0, targets=None)
@@ -112,7 +107,9 @@ def test_rows_without_tokens_are_left_out_of_scoring() -> None:
 
 
 @pytest.mark.parametrize("entropy_grad", [False, True])
-def test_chunks_of_the_head_give_the_same_values_and_gradients(entropy_grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_the_head_give_the_same_values_and_gradients(
+    entropy_grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = policy("gemma2")
     batch = batch_of(ragged(5))
     rows = layout(batch, torch.arange(5))
@@ -204,7 +201,9 @@ def test_values_are_the_head_on_the_state_before_each_token() -> None:
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_a_new_critic_says_exactly_zero(critic: str) -> None:
-    models = make_models(network("llama", double=False), make(f"model.critic={critic}").model, torch.bfloat16, True, False)
+    models = make_models(
+        network("llama", double=False), make(f"model.critic={critic}").model, torch.bfloat16, True, False
+    )
     values = score(batch_of(ragged(5)), models, 1.0, 100, old=False, values=True).values
     assert values is not None
     assert not values.any()
@@ -256,157 +255,6 @@ def test_bf16_computes_in_bf16_from_fp32_weights() -> None:
     assert coarse.dtype == torch.float32
     assert not torch.equal(fine, coarse)
     torch.testing.assert_close(coarse, fine, rtol=0.1, atol=0.3)
-
-
-# --- LoRA ---
-
-
-def test_lora_trains_adapters_alone_and_its_reference_is_the_base() -> None:
-    base = network("llama", double=False)
-    frozen = Policy(copy.deepcopy(base), torch.float32)
-    cfg = make("model.critic=separate").model.model_copy(update={"lora": LORA})
-    models = make_models(base, cfg, torch.float32, critic=True, reference=True)
-    assert models.reference is None
-    assert models.has_reference
-    trained = {name for name, p in models.policy.named_parameters() if p.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-    assert models.critic is not None
-    trained = {name for name, p in models.critic.named_parameters() if p.requires_grad}
-    assert {"head.weight", "head.bias"} < trained
-    assert all("lora_" in name or name.startswith("head.") for name in trained)
-
-    batch = batch_of(ragged(5))
-    scored = score(batch, models, 1.0, 100, old=True, values=False)
-    assert torch.equal(scored.old_logp, scored.ref_logp)  # type: ignore[arg-type]
-    with torch.no_grad():
-        for name, p in models.policy.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.3)
-    scored = score(batch, models, 1.0, 100, old=True, values=False)
-    with torch.no_grad():
-        expected, _ = frozen.logp(layout(batch, torch.arange(5)), 1.0)
-    assert scored.old_logp is not None
-    assert scored.ref_logp is not None
-    torch.testing.assert_close(scored.ref_logp, expected, rtol=0, atol=1e-5)
-    assert (scored.old_logp - expected).abs().max() > 0.01
-
-
-def test_adapters_are_the_same_for_every_arm_and_merge_on_export(tmp_path: Path) -> None:
-    cfg = make().model.model_copy(update={"lora": LORA})
-    models = [make_models(network("llama", double=False), cfg, torch.float32, False, False) for _ in range(2)]
-    assert same(snapshot(models[0].policy), models[1].policy)
-    policy = models[0].policy
-    with torch.no_grad():
-        for name, p in policy.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.3)
-    before = snapshot(policy)
-    policy.export(tmp_path, tiny_tokenizer(make().model.tiny))  # type: ignore[arg-type]
-    assert same(before, policy)  # merged in a copy: training goes on with adapters
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert not any("lora" in name for name, _ in loaded.named_parameters())
-    ids = torch.tensor([[1, 2, 3, 4]])
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, policy.model(ids).logits, rtol=0, atol=1e-5)
-
-
-def test_adapters_that_fit_nothing_are_one_line() -> None:
-    cfg = make().model.model_copy(update={"lora": LORA.model_copy(update={"targets": ["no_such_layer"]})})
-    with pytest.raises(UserError, match=r"model\.lora\.targets=\['no_such_layer'\] do not fit") as e:
-        make_models(network("llama", double=False), cfg, torch.float32, False, False)
-    assert "\n" not in str(e.value)
-
-
-# --- loading and export ---
-
-
-def hf(path: Path | None, **more: object) -> ModelConfig:
-    cfg = make().model.model_dump() | {"name": "hf", "tiny": None, "path": str(path) if path else None} | more
-    return ModelConfig.model_validate(cfg)
-
-
-def refusal(cfg: ModelConfig) -> str:
-    with pytest.raises(UserError) as e:
-        load_model(cfg, CPU)
-    assert "\n" not in str(e.value)
-    return str(e.value)
-
-
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_export_and_load_give_the_same_model(kind: str, tmp_path: Path) -> None:
-    model = network(kind, double=False)
-    tokenizer = tiny_tokenizer(make().model.tiny)  # type: ignore[arg-type]
-    Policy(model, torch.float32).export(tmp_path, tokenizer)
-    cfg = hf(tmp_path)
-    loaded, plain = load_model(cfg, CPU), AutoModelForCausalLM.from_pretrained(tmp_path)
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
-        assert torch.equal(plain(ids).logits, model(ids).logits)
-    if kind == "llama":  # what the embedded model is; transformers gives others their family's tokenizer rules
-        text = "Ann has 7 apples."
-        assert load_tokenizer(cfg)(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-
-
-def test_a_loaded_model_has_no_dropout_even_in_train_mode(tmp_path: Path) -> None:
-    network("gpt2", double=False).save_pretrained(tmp_path)  # GPT-2 is published with dropout 0.1
-    model = load_model(hf(tmp_path, gradient_checkpointing=True), CPU)
-    assert model.training  # checkpointing works in train mode only
-    rows = layout(batch_of(ragged(5)), torch.arange(5))
-    own = Policy(model, torch.float32)
-    torch.testing.assert_close(own.logp(rows, 1.0)[0], own.logp(rows, 1.0)[0], rtol=0, atol=0)
-
-
-def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
-    assert "does not exist; give a Hugging Face folder or a .gguf file" in refusal(hf(tmp_path / "none.gguf"))
-    assert "holds no config.json" in refusal(hf(tmp_path))
-    (tmp_path / "weights.bin").write_bytes(b"?")
-    assert "is a file but not a .gguf one" in refusal(hf(tmp_path / "weights.bin"))
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(range(200)))
-    assert "broken.gguf cannot be loaded" in refusal(hf(tmp_path / "broken.gguf"))
-    assert "names no weights; set model.id" in refusal(hf(None))
-
-
-def test_weights_cut_short_are_refused_in_one_line(tmp_path: Path) -> None:
-    network("llama", double=False).save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    assert "weights must be safetensors or GGUF and whole" in refusal(hf(tmp_path))
-
-
-class Bomb:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> object:
-        return (Path.write_text, (self.path, "boom"))
-
-
-def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
-    model = network("llama", double=False)
-    model.save_pretrained(tmp_path)
-    safe = tmp_path / "model.safetensors"
-    sign = tmp_path / "exploded"
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(sign)))
-    assert torch.equal(load_model(hf(tmp_path), CPU).get_input_embeddings().weight, model.get_input_embeddings().weight)
-    safe.unlink()
-    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # an honest one is refused as well
-    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
-    assert not sign.exists()
-
-
-def test_code_of_a_model_is_run_on_request_only(tmp_path: Path) -> None:
-    sign = tmp_path / "ran"
-    (tmp_path / "code.py").write_text(f"open({str(sign)!r}, 'w').close()\n")
-    auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": auto}))
-    assert "allow it with model.trust_remote_code=true" in refusal(hf(tmp_path))
-    assert not sign.exists()
 
 
 def test_spread_puts_flat_values_back_in_place() -> None:

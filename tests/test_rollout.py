@@ -44,7 +44,9 @@ def model(kind: str = "llama", ends: int = 40) -> Policy:
     return Policy(net, torch.float32)
 
 
-def plain_loop(policy: Policy, tok: Any, prompts: list[list[int]], group: int, sampling: Sampling, noise: Noise) -> list[list[int]]:
+def plain_loop(
+    policy: Policy, tok: Any, prompts: list[list[int]], group: int, sampling: Sampling, noise: Noise
+) -> list[list[int]]:
     """The definition: every token from a whole forward of its own unpadded row."""
     ends, rows = end_tokens(tok, policy), []
     for row in range(len(prompts) * group):
@@ -113,7 +115,9 @@ def test_hf_samples_follow_seed_and_step_and_leave_torchs_randomness_alone() -> 
     policy, tok = model(), tokenizer()
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    out = [HFEngine(4).generate(policy, tok, PROMPTS, 2, SAMPLED, noise) for noise in (NOISE, NOISE, Noise(3, "train", 6))]
+    out = [
+        HFEngine(4).generate(policy, tok, PROMPTS, 2, SAMPLED, noise) for noise in (NOISE, NOISE, Noise(3, "train", 6))
+    ]
     assert torch.equal(torch.get_rng_state(), state)
     assert out[0] == out[1] != out[2]
 

@@ -1,11 +1,9 @@
-"""Updates: one gradient however it is split, what is trained when, what stops or skips an update; golden runs."""
+"""Updates: one gradient however it is split, what is trained when, what stops or skips an update."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +13,11 @@ from torch import Tensor
 
 from grpo_bench.algos import Algorithm
 from grpo_bench.config import Config
-from grpo_bench.cost import Meter, Size
 from grpo_bench.policy import Models, make_models
 from grpo_bench.policy.score import score
-from grpo_bench.rollout import make_engine
-from grpo_bench.run import one_step
-from grpo_bench.state import Parts, State
-from grpo_bench.tasks import load_task
-from grpo_bench.tiny import tiny_model, tiny_tokenizer
 from grpo_bench.types import Batch
-from grpo_bench.update import Learner, Optimiser, descend, schedule, take
+from grpo_bench.update import Learner, Optimiser, take
 
-GOLDEN = Path(__file__).parent / "golden"
 GRPO = ("algo=grpo", "group_size=2", "samples_per_step=8", "lr=0.01")
 PPO = ("algo=ppo", "samples_per_step=8", "lr=0.01", "critic_lr=0.02")
 
@@ -54,7 +45,9 @@ class Recorder:
         self.losses: list[float] = []
 
         def step(optimiser: Optimiser, loss: float, progress: float) -> tuple[float, bool]:
-            self.grads.append([p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in optimiser.parameters])
+            self.grads.append(
+                [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in optimiser.parameters]
+            )
             self.losses.append(loss)
             optimiser.adamw.zero_grad(set_to_none=True)
             return 1.0, True
@@ -80,7 +73,9 @@ def drifted(batch: Batch) -> Batch:
         (*PPO, "epochs=1", "minibatches=2", "model.critic=shared", "algo.aggregation=token_mean"),
     ],
 )
-def test_gradients_do_not_depend_on_micro_batches_or_padding(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_do_not_depend_on_micro_batches_or_padding(
+    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(monkeypatch)
     want: list[list[Tensor]] = []
     for tokens, pad in ((100_000, 0), (1, 0), (17, 0), (40, 4)):
@@ -127,7 +122,7 @@ def test_the_gradient_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) ->
         gap = batch.ref_logp[i, :n] - logp  # type: ignore[index]
         total = total + (-surrogate + 0.1 * (gap.exp() - gap - 1)).sum() / (8 * n)
     expected = torch.autograd.grad(total, list(models.policy.parameters()))
-    assert metrics["policy/loss"] == pytest.approx(float(total), abs=1e-12)
+    assert metrics["policy/loss"] == pytest.approx(float(total.detach()), abs=1e-12)
     assert len(recorder.grads) == 1
     for g, e in zip(recorder.grads[0], expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12)
@@ -155,7 +150,7 @@ def test_a_batch_without_any_token_changes_nothing() -> None:
 
 
 def test_minibatches_hold_whole_groups_and_every_row_once_per_epoch() -> None:
-    learner, models, cfg = learner_of("group_size=3", "samples_per_step=24", "epochs=2", "minibatches=4")
+    learner, _, cfg = learner_of("group_size=3", "samples_per_step=24", "epochs=2", "minibatches=4")
     batch = batch_of(ragged(24, 3))
     orders = {}
     for seed in (0, 1):
@@ -164,7 +159,7 @@ def test_minibatches_hold_whole_groups_and_every_row_once_per_epoch() -> None:
             for epoch in (0, 1):
                 parts = [part.tolist() for part in learner.minibatches(batch, step, epoch)]
                 assert [len(part) for part in parts] == [6] * 4
-                assert sorted(sum(parts, [])) == list(range(24))
+                assert sorted(row for part in parts for row in part) == list(range(24))
                 for part in parts:
                     assert [row % 3 for row in part] == [0, 1, 2] * 2
                     assert all(part[i] // 3 == part[i + 2] // 3 for i in (0, 3))
@@ -229,7 +224,9 @@ def test_the_critic_fits_its_targets() -> None:
 def test_target_kl_ends_a_steps_updates() -> None:
     runs = {}
     for target in ("null", "1e-6", "1e6"):
-        learner, models, cfg = learner_of(*GRPO, "epochs=4", "minibatches=2", "optim.warmup_updates=0", f"target_kl={target}")
+        learner, models, cfg = learner_of(
+            *GRPO, "epochs=4", "minibatches=2", "optim.warmup_updates=0", f"target_kl={target}"
+        )
         metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
         runs[target] = (learner.policy.updates, metrics["policy/kl_stopped"], metrics["policy/kl_old"])
     assert runs["null"][:2] == (8, 0.0)
@@ -268,20 +265,6 @@ def test_an_update_that_is_not_finite_changes_no_bit(overrides: tuple[str, ...],
     assert not same(policy, models.policy)
 
 
-def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too() -> None:
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimiser = Optimiser([([weight], 0.1)], make().optim)
-    (weight.sqrt() * 1.0).sum().backward()  # sqrt(0) = 0 with slope infinity
-    norm, applied = optimiser.step(0.0, 0.0)
-    assert math.isinf(norm)
-    assert not applied
-    assert weight.item() == 0.0
-    assert weight.grad is None
-
-
-# --- the optimiser ---
-
-
 def test_gradients_are_clipped_per_network(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     apply = torch.optim.AdamW.step
@@ -299,44 +282,6 @@ def test_gradients_are_clipped_per_network(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [pytest.approx(1e-3, rel=1e-2)] * 2  # policy and critic have 1e-3 each, not together
 
 
-def test_without_a_clip_gradients_pass_unchanged() -> None:
-    weight = torch.nn.Parameter(torch.tensor([1.0]))
-    optimiser = Optimiser([([weight], 0.1)], make("optim.grad_clip=null", "optim.warmup_updates=0").optim)
-    (1000 * weight).sum().backward()
-    assert optimiser.step(1.0, 0.0) == (1000.0, True)
-
-
-def test_the_first_adamw_step_by_hand() -> None:
-    # g = 3 clipped to 1; m = 0.1, v = 0.05; unbiased m̂ = v̂ = 1: w = 1 − 0.1 · 1/(1 + 1e-8) ≈ 0.9
-    weight = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimiser = Optimiser([([weight], 0.1)], make("optim.warmup_updates=0").optim)
-    assert descend(optimiser, [(2 * weight).sum(), weight.sum()]) == 3.0  # micro-batches add up
-    assert weight.item() == pytest.approx(0.9, abs=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("name", "warm", "update", "progress", "factor"),
-    [
-        ("constant", 0, 0, 0.0, 1.0),
-        ("constant", 10, 0, 0.0, 0.1),  # 1/10
-        ("constant", 10, 4, 0.5, 0.5),  # 5/10
-        ("constant", 10, 9, 0.9, 1.0),
-        ("constant", 10, 500, 1.0, 1.0),
-        ("linear", 0, 7, 0.0, 1.0),
-        ("linear", 0, 7, 0.25, 0.75),  # 1 − 1/4
-        ("linear", 4, 1, 0.25, 0.375),  # 2/4 · 3/4
-        ("linear", 0, 7, 1.5, 0.0),  # an overshot budget does not turn negative
-        ("cosine", 0, 7, 0.0, 1.0),
-        ("cosine", 0, 7, 1 / 3, 0.75),  # (1 + cos 60°)/2 = (1 + 0.5)/2
-        ("cosine", 0, 7, 0.5, 0.5),
-        ("cosine", 0, 7, 1.0, 0.0),
-    ],
-)
-def test_schedules_by_hand(name: str, warm: int, update: int, progress: float, factor: float) -> None:
-    optim = make().optim.model_copy(update={"schedule": name, "warmup_updates": warm})
-    assert schedule(optim, update, progress) == pytest.approx(factor, abs=1e-12)
-
-
 def test_the_learning_rate_in_the_record_is_the_one_used() -> None:
     learner, models, cfg = learner_of(*PPO, "epochs=1", "minibatches=1", "optim.warmup_updates=4")
     metrics = learner.update(scored(cfg, models), step=1, progress=0.0)
@@ -345,7 +290,7 @@ def test_the_learning_rate_in_the_record_is_the_one_used() -> None:
 
 
 def test_a_shared_critics_head_has_its_own_learning_rate() -> None:
-    learner, models, cfg = learner_of(*PPO, "model.critic=shared")
+    learner, _, _ = learner_of(*PPO, "model.critic=shared")
     assert learner.critic is None
     assert [group["lr"] for group in learner.policy.adamw.param_groups] == [0.01, 0.02]
     assert [sum(p.numel() for p in g["params"]) for g in learner.policy.adamw.param_groups][1] == 17
@@ -366,39 +311,3 @@ def test_adapters_alone_are_trained() -> None:
     changed = {name for name, p in models.policy.named_parameters() if not torch.equal(before[name], p)}
     assert changed
     assert all("lora_" in name for name in changed)
-
-
-# --- golden runs: rollout, reward, score, advantages and updates as a run makes them ---
-
-
-@pytest.mark.parametrize("algo", ["grpo", "ppo"])
-def test_ten_steps_give_the_losses_on_file(algo: str) -> None:
-    """A change here moves numbers: justify it, then write the file anew with GRPO_BENCH_GOLDEN=write."""
-    cfg = make(
-        f"algo={algo}", "reward=random", "samples_per_step=16", "group_size=4", "lr=0.003", "task.max_new_tokens=8",
-        "optim.warmup_updates=2", "kl_coef=0.1", *(("critic_lr=0.01", "algo.critic_warmup=1") if algo == "ppo" else ()),
-    )  # fmt: skip
-    assert cfg.model.tiny is not None
-    model = tiny_model(cfg.model.tiny).double()
-    model.generation_config.eos_token_id = list(range(0, 512, 8))  # an untrained model would never end an answer
-    models = make_models(model, cfg.model, torch.float32, cfg.algo.needs_critic, True)
-    if models.critic is not None:
-        models.critic.double()
-    parts = Parts(
-        cfg, load_task(cfg.task, cfg.seed), tiny_tokenizer(cfg.model.tiny), make_engine(cfg.rollout), models,
-        Learner(cfg, cfg.algo, models), Meter(torch.device("cpu")), Size.of(model),
-    )  # fmt: skip
-    state, lines = State(), []
-    for step in range(1, 11):
-        state.step = step
-        _, _, metrics = one_step(parts, state, step / 10)
-        losses = [metrics.get("policy/loss", 0.0), *([metrics["value/loss"]] if models.critic is not None else [])]
-        lines.append([float(step), *losses])
-    file = GOLDEN / f"{algo}.txt"
-    if os.environ.get("GRPO_BENCH_GOLDEN") == "write":
-        GOLDEN.mkdir(exist_ok=True)
-        file.write_text("".join(f"{int(step)} {' '.join(f'{x:.12e}' for x in losses)}\n" for step, *losses in lines))
-    golden = [[float(x) for x in line.split()] for line in file.read_text().splitlines()]
-    assert len({losses[0] for _, *losses in golden}) >= 9  # not a run in which nothing happens
-    for got, want in zip(lines, golden, strict=True):
-        assert got == pytest.approx(want, abs=1e-9), f"step {int(want[0])}"

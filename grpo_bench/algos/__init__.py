@@ -19,13 +19,17 @@ def algorithm_class(node: dict[str, Any]) -> type[Algorithm]:
     if path is None:
         name = node.get("name")
         if name not in ALGORITHMS:
-            raise UserError(f"algo={name} is not known; choose {', '.join(ALGORITHMS)}, or give algo.class=package.module:Class")
+            raise UserError(
+                f"algo={name} is not known; choose {', '.join(ALGORITHMS)}, or give algo.class=package.module:Class"
+            )
         return ALGORITHMS[str(name)]
     module, _, attribute = str(path).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"algo.class={path} cannot be loaded ({e}); give package.module:Class, importable from here") from None
+        raise UserError(
+            f"algo.class={path} cannot be loaded ({e}); give package.module:Class, importable from here"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError(f"algo.class={path} is not a subclass of grpo_bench.algos.Algorithm")
     return found

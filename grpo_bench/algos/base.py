@@ -179,11 +179,15 @@ class Algorithm(Knobs, ABC):
                 f"not {self.aggregation}"
             )
         if self.kl.control == "adaptive" and cfg.kl_coef == 0:
-            raise UserError("algo.kl.control=adaptive multiplies kl_coef, and kl_coef=0 stays 0; set kl_coef=0.01 or so")
+            raise UserError(
+                "algo.kl.control=adaptive multiplies kl_coef, and kl_coef=0 stays 0; set kl_coef=0.01 or so"
+            )
         if self.kl.control == "adaptive" and self.kl.place == "none":
             raise UserError("algo.kl.control=adaptive with algo.kl.place=none: there is no KL to steer; set the place")
         if self.dialects.get(cfg.dialect) is None:
-            raise UserError(f"dialect={cfg.dialect} is not known to algo={self.name}; it has {', '.join(self.dialects)}")
+            raise UserError(
+                f"dialect={cfg.dialect} is not known to algo={self.name}; it has {', '.join(self.dialects)}"
+            )
         if self.kl.place == "none" and cfg.kl_coef > 0:
             warnings.append(f"kl_coef={cfg.kl_coef:g} is inert: algo.kl.place is none")
         if self.kl.place == "loss" and self.kl.estimator == "k1" and cfg.kl_coef > 0:

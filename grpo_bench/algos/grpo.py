@@ -62,6 +62,8 @@ class GRPO(Algorithm):
         warnings = super().check(cfg)
         if cfg.group_size == 1:
             warnings.append("group_size=1 with a group baseline: every advantage is 0, nothing is learned")
+        if self.surrogate == "logprob":
+            warnings.append("algo.surrogate=logprob has no ratio: algo.ratio, clip_low and clip_high are inert")
         if cfg.epochs * cfg.minibatches == 1 and self.surrogate == "clip":
             warnings.append("the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1")
         return warnings

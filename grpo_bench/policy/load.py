@@ -39,7 +39,9 @@ def _source(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Where transformers loads from: a folder, a GGUF file in a folder, or a hub name."""
     if cfg.path is None:
         if cfg.id is None:
-            raise UserError(f"model={cfg.name} names no weights; set model.id=<hub name> or model.path=<folder or .gguf file>")
+            raise UserError(
+                f"model={cfg.name} names no weights; set model.id=<hub name> or model.path=<folder or .gguf file>"
+            )
         return cfg.id, {"revision": cfg.revision} if cfg.revision else {}
     path = Path(cfg.path).expanduser()
     if not path.exists():
@@ -49,7 +51,9 @@ def _source(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
             raise UserError(f"model.path={cfg.path} holds no config.json; give a Hugging Face folder or a .gguf file")
         return str(path), {}
     if path.suffix != ".gguf":
-        raise UserError(f"model.path={cfg.path} is a file but not a .gguf one; give a Hugging Face folder or a .gguf file")
+        raise UserError(
+            f"model.path={cfg.path} is a file but not a .gguf one; give a Hugging Face folder or a .gguf file"
+        )
     return str(path.parent), {"gguf_file": path.name}
 
 
@@ -66,11 +70,12 @@ def _from_pretrained(loader: Any, cfg: ModelConfig, **more: Any) -> Any:
             ) from None
         if cfg.path is None:
             raise UserError(
-                f"model {source} cannot be loaded from the hub ({reason[:200]}); check the name and the network, or give a local "
-                "copy with model.path=<folder or .gguf file>"
+                f"model {source} cannot be loaded from the hub ({reason[:200]}); check the name and the network, "
+                "or give a local copy with model.path=<folder or .gguf file>"
             ) from None
         raise UserError(
-            f"model.path={cfg.path} cannot be loaded ({type(e).__name__}: {reason[:200]}); weights must be safetensors or GGUF and whole"
+            f"model.path={cfg.path} cannot be loaded ({type(e).__name__}: {reason[:200]}); "
+            "weights must be safetensors or GGUF and whole"
         ) from None
 
 
@@ -83,12 +88,27 @@ def load_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, cfg)
+    source, where = _source(cfg)
+    if "gguf_file" in where:
+        _mend_special_tokens(tokenizer, Path(source) / where["gguf_file"])
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of model={cfg.name} has no end token, so no answer could end; choose another model")
+        raise UserError(
+            f"the tokenizer of model={cfg.name} has no end token, so no answer could end; choose another model"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.clean_up_tokenization_spaces = False  # it would change a response's text after the fact
     return tokenizer
+
+
+def _mend_special_tokens(tokenizer: Any, file: Path) -> None:
+    """First and end token as the GGUF file names them: transformers makes the first token the end token too."""
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(file))
+    for name in ("bos", "eos"):
+        if (token := metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(token)))
 
 
 def load_model(cfg: ModelConfig, device: torch.device) -> PreTrainedModel:
@@ -99,11 +119,14 @@ def load_model(cfg: ModelConfig, device: torch.device) -> PreTrainedModel:
     if cfg.tiny is not None and cfg.path is None:
         from grpo_bench.tiny import tiny_model
 
-        return tiny_model(cfg.tiny).to(device).eval()
+        return tiny_model(cfg.tiny).to(device).eval()  # type: ignore[arg-type]
     from transformers import AutoModelForCausalLM
 
     safe = {} if cfg.path is not None and str(cfg.path).endswith(".gguf") else {"use_safetensors": True}
     model = _from_pretrained(AutoModelForCausalLM, cfg, dtype=torch.float32, **safe)
+    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in _source(cfg)[1]:
+        model.hf_quantizer = None  # its weights were dequantised on loading; else it could not be saved
+        del model.config.quantization_config
     for module in model.modules():  # dropout would make log-probs of the same tokens differ between passes
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -182,11 +205,20 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, dtype: torch.dtype) -> P
     from peft import get_peft_model
 
     targets: Any = lora.targets if lora.targets is not None else "all-linear"
-    config = PeftConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    config = PeftConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the adapters' first weights are the same for every arm and seed
         try:
             peft_model = get_peft_model(model, config)
         except ValueError as e:
-            raise UserError(f"model.lora.targets={lora.targets} do not fit this model: {str(e).splitlines()[0]}") from None
-    return Policy(peft_model.base_model.model, dtype, peft_model=peft_model)
+            raise UserError(
+                f"model.lora.targets={lora.targets} do not fit this model: {str(e).splitlines()[0]}"
+            ) from None
+    adapted: Any = peft_model.base_model.model
+    return Policy(adapted, dtype, peft_model=peft_model)

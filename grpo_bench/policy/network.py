@@ -44,7 +44,7 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N,h) states -> (N,V) logits in fp32 (or the weights' float64), as the model's own forward would give them."""
+        """(N,h) states -> (N,V) logits as the model's own forward would give them, in fp32 (float64 for such weights)."""
         config = self.model.config
         logits = widen(self.model.get_output_embeddings()(hidden))
         if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
@@ -61,7 +61,9 @@ class Policy(nn.Module):
             hidden = self.trunk(input_ids=rows.ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[rows.positions]
 
-    def logp(self, rows: Layout, temperature: float, states: Tensor | None = None, entropy_grad: bool = False) -> tuple[Tensor, Tensor]:
+    def logp(
+        self, rows: Layout, temperature: float, states: Tensor | None = None, entropy_grad: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(b,T) log-probs of the completion tokens and (b,T) entropies, both at ``temperature``.
 
         The N×V logits are never held at once: chunks of them are recomputed in the backward pass.
@@ -102,8 +104,6 @@ class Policy(nn.Module):
         model = self.model
         if self.peft_model[0] is not None:
             model = copy.deepcopy(self.peft_model[0]).merge_and_unload()
-        if getattr(model.config, "quantization_config", None) is not None:
-            del model.config.quantization_config  # weights of a GGUF file were dequantised on loading
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -44,9 +44,7 @@ def finished(rows: Scored) -> list[float]:
 
 def random(rows: Scored) -> list[float]:
     """A fair coin per completion, whatever it says: the control for gains that need no signal (arXiv:2506.10947)."""
-    return [
-        float(generator(rows.seed, "reward", row, rows.step).random() < 0.5) for row in range(len(rows.responses))
-    ]
+    return [float(generator(rows.seed, "reward", row, rows.step).random() < 0.5) for row in range(len(rows.responses))]
 
 
 PARTS: dict[str, Callable[[Scored], list[float]]] = {

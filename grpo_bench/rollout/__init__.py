@@ -29,7 +29,13 @@ class Sampling:
 
 class Engine(Protocol):
     def generate(
-        self, policy: Policy, tokenizer: Any, prompt_ids: list[list[int]], group_size: int, sampling: Sampling, noise: Noise
+        self,
+        policy: Policy,
+        tokenizer: Any,
+        prompt_ids: list[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        noise: Noise,
     ) -> Rollouts:
         """``group_size`` completions of each prompt; rows of a prompt stand together."""
 

@@ -18,7 +18,7 @@ from grpo_bench.types import Rollouts
 
 @contextlib.contextmanager
 def _own_rules_off(model: Any) -> Iterator[None]:
-    """Without the model's generation defaults: ``generate`` would add a chat model's repetition penalty and the like."""
+    """Without the model's generation defaults: ``generate`` would add a repetition penalty and the like."""
     kept, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -34,9 +34,16 @@ class HFEngine:
 
     @torch.no_grad()
     def generate(
-        self, policy: Policy, tokenizer: Any, prompt_ids: list[list[int]], group_size: int, sampling: Sampling, noise: Noise
+        self,
+        policy: Policy,
+        tokenizer: Any,
+        prompt_ids: list[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        noise: Noise,
     ) -> Rollouts:
         """See ``Engine``."""
+        model: Any = policy.model
         rows = [prompt for prompt in prompt_ids for _ in range(group_size)]
         limit = self.batch_size or 64
         ends = sorted(end_tokens(tokenizer, policy))
@@ -56,9 +63,9 @@ class HFEngine:
             visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
             seed = int(generator(noise.seed, noise.stream, start, noise.step).integers(2**31))
             devices = [policy.device] if policy.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices), policy.autocast(), _own_rules_off(policy.model):
+            with torch.random.fork_rng(devices=devices), policy.autocast(), _own_rules_off(model):
                 torch.manual_seed(seed)
-                out = policy.model.generate(
+                out = model.generate(
                     input_ids=ids,
                     attention_mask=visible,
                     max_new_tokens=sampling.max_new_tokens,

@@ -1,4 +1,4 @@
-"""The default engine: prompts are prefilled once per group, finished rows leave, sampling costs one pass over logits."""
+"""The default engine: prompts are prefilled once per group, finished rows leave, sampling is one pass over logits."""
 
 from __future__ import annotations
 
@@ -54,11 +54,19 @@ class NativeEngine:
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = torch.finfo(policy.dtype).bits // 8
-        return max(CACHE_BYTES[policy.device.type] // (2 * config.num_hidden_layers * heads * head * width * positions), 1)
+        return max(
+            CACHE_BYTES[policy.device.type] // (2 * config.num_hidden_layers * heads * head * width * positions), 1
+        )
 
     @torch.no_grad()
     def generate(
-        self, policy: Policy, tokenizer: Any, prompt_ids: list[list[int]], group_size: int, sampling: Sampling, noise: Noise
+        self,
+        policy: Policy,
+        tokenizer: Any,
+        prompt_ids: list[list[int]],
+        group_size: int,
+        sampling: Sampling,
+        noise: Noise,
     ) -> Rollouts:
         """See ``Engine``."""
         total = len(prompt_ids) * group_size
@@ -71,7 +79,9 @@ class NativeEngine:
             prompts = list(dict.fromkeys(row // group_size for row in rows))
             member_of = [prompts.index(row // group_size) for row in rows]
             with policy.autocast():
-                ids = self._decode(policy, tokenizer, [prompt_ids[p] for p in prompts], member_of, rows, sampling, noise)
+                ids = self._decode(
+                    policy, tokenizer, [prompt_ids[p] for p in prompts], member_of, rows, sampling, noise
+                )
             for row, completion in zip(rows, ids, strict=True):
                 completions[row] = completion
         return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)

@@ -1,4 +1,4 @@
-"""``python -m grpo_bench.table results/<study>-<task> [baseline=ARM] [into=FILE.md]``: Markdown to stdout, paths to stderr."""
+"""``python -m grpo_bench.table FOLDER [baseline=ARM] [into=FILE.md]``: Markdown to stdout, paths to stderr."""
 
 from __future__ import annotations
 

@@ -103,6 +103,15 @@ class Task(ABC):
             self.cfg.answer, [problem.answer for problem in problems], list(responses), verifier=self.verifier
         )
 
+    def verifier_health(self) -> dict[str, float]:
+        """Comparisons that were stopped or failed so far, under the glossary's names; {} without a verifier."""
+        if self.verifier is None:
+            return {}
+        return {
+            "health/verifier_timeouts": float(self.verifier.verifier_timeouts),
+            "health/verifier_errors": float(self.verifier.verifier_errors),
+        }
+
     def close(self) -> None:
         """Stop worker processes; a later ``grade`` starts them again."""
         if self.verifier is not None:

@@ -23,10 +23,10 @@ SHARES = {"test": 10, "dev": 5}  # of 100 hash buckets of sequences; the rest is
 
 NAMES = ("Ann", "Ben", "Cara", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivan", "Joy")
 THINGS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "cards")
-START = "{name} has {n} {things}."
-GAIN = ("Then {name} gets {n} more.", "{name} finds {n} more.", "{name} buys {n} more.")
-LOSS = ("Then {name} gives away {n}.", "{name} loses {n}.", "{name} sells {n}.")
-ASK = "How many {things} are left?"
+START = "{name} has {n} {things}"  # short sentences: on a laptop most of the time would go into reading prompts
+GAIN = (", gets {n}", ", finds {n}", ", buys {n}")
+LOSS = (", loses {n}", ", sells {n}", ", gives away {n}")
+ASK = ". How many {things} now?"
 
 Chain = tuple[int, ...]  # first number, then signed operands: (7, 5, -3) is 7 + 5 - 3
 
@@ -36,9 +36,9 @@ def vocabulary() -> Iterator[str]:
     for _ in range(50):
         for name in NAMES:
             for things in THINGS:
-                yield START.format(name=name, n=1, things=things) + " " + ASK.format(things=things)
+                yield START.format(name=name, n=1, things=things) + ASK.format(things=things)
             for phrase in GAIN + LOSS:
-                yield " " + phrase.format(name=name, n=1)
+                yield phrase.format(n=1)
         for number in range(100):
             yield f" {number} + {number} - {number} = {number} ; #### {number}\nAnswer:"
 
@@ -72,16 +72,16 @@ def draw_chain(rng: np.random.Generator, cfg: ArithmeticConfig) -> Chain:
 def word_problem(id: str, chain: Chain, rng: np.random.Generator) -> Problem:
     """The chain as text, with its worked solution ``7 + 5 = 12 ; 12 - 3 = 9 #### 9``."""
     name, things = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
-    sentences = [START.format(name=name, n=chain[0], things=things)]
+    question = START.format(name=name, n=chain[0], things=things)
     lines, total = [], chain[0]
     for operand in chain[1:]:
         phrases = GAIN if operand > 0 else LOSS
-        sentences.append(phrases[rng.integers(len(phrases))].format(name=name, n=abs(operand)))
+        question += phrases[rng.integers(len(phrases))].format(n=abs(operand))
         lines.append(f"{total} {'+' if operand > 0 else '-'} {abs(operand)} = {total + operand}")
         total += operand
-    sentences.append(ASK.format(things=things))
+    question += ASK.format(things=things)
     solution = " ; ".join(lines) + f" #### {total}"
-    return Problem(id, " ".join(sentences), str(total), solution, {"steps": len(chain) - 1, "chain": list(chain)})
+    return Problem(id, question, str(total), solution, {"steps": len(chain) - 1, "chain": list(chain)})
 
 
 class ArithmeticTask(Task):
@@ -98,7 +98,12 @@ class ArithmeticTask(Task):
                 "task.arithmetic: operands and steps are [smallest, largest] with 1 <= smallest <= largest, and "
                 "results [low, high] must start at 0 or more and span at least the largest operand"
             )
-        rule = {"name": "arithmetic", "version": cfg.version, **cfg.arithmetic.model_dump(), "prompt": cfg.prompt.model_dump()}
+        rule = {
+            "name": "arithmetic",
+            "version": cfg.version,
+            **cfg.arithmetic.model_dump(),
+            "prompt": cfg.prompt.model_dump(),
+        }
         self.fingerprint = hashlib.sha256(json.dumps(rule, sort_keys=True).encode()).hexdigest()[:16]
         stream = f"{self.fingerprint} endless philox seed={seed}"
         self.prompt_stream_hash = hashlib.sha256(stream.encode()).hexdigest()[:16]
@@ -120,7 +125,7 @@ class ArithmeticTask(Task):
             seen: set[Chain] = set()
             rng = self._rng(split, 0, 0)
             tries = 0
-            while len(problems) < size and tries < 1000 * size:
+            while len(problems) < size and tries < 200 * size:
                 tries += 1
                 chain = draw_chain(rng, self.settings)
                 if split_of(chain) == split and chain not in seen:
@@ -147,4 +152,6 @@ class ArithmeticTask(Task):
                 purpose, _, seed = stream.rpartition("-")
                 if purpose:
                     return self.draw(int(index), int(seed), purpose)
-        raise UserError(f"no problem {id!r} in task arithmetic; ids look like arithmetic/test/3 or arithmetic/train-0/17")
+        raise UserError(
+            f"no problem {id!r} in task arithmetic; ids look like arithmetic/test/3 or arithmetic/train-0/17"
+        )

@@ -1,0 +1,72 @@
+"""Golden runs: rollout, reward, score, advantages and updates as a run makes them, in double precision."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_data import make
+
+from grpo_bench.cost import Meter, Size
+from grpo_bench.policy import make_models
+from grpo_bench.rollout import make_engine
+from grpo_bench.run import one_step
+from grpo_bench.state import Parts, State
+from grpo_bench.tasks.grading import Grade
+from grpo_bench.tiny import tiny_model, tiny_tokenizer
+from grpo_bench.types import Problem
+from grpo_bench.update import Learner
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Numbered:
+    """Problems whose prompts are numbers by rule: a new wording of a task moves no golden number."""
+
+    def train_problem(self, index: int) -> Problem:
+        return Problem(str(index), str(index), "1")
+
+    def prompt_ids(self, problems: list[Problem], tokenizer: Any) -> list[list[int]]:
+        return [[(37 * int(p.id) + 11 * k) % 500 + 1 for k in range(2 + int(p.id) % 5)] for p in problems]
+
+    def prompt(self, problem: Problem, tokenizer: Any) -> str:
+        return problem.question
+
+    def grade(self, problems: list[Problem], texts: list[str]) -> list[Grade]:
+        return [Grade(False, False, None) for _ in texts]  # rewards are random here
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_ten_steps_give_the_losses_on_file(algo: str) -> None:
+    """A change here moves numbers: justify it, then write the file anew with GRPO_BENCH_GOLDEN=write."""
+    cfg = make(
+        f"algo={algo}", "reward=random", "samples_per_step=16", "group_size=4", "lr=0.003", "task.max_new_tokens=8",
+        "optim.warmup_updates=2", "kl_coef=0.1", *(("critic_lr=0.01", "algo.critic_warmup=1") if algo == "ppo" else ()),
+    )  # fmt: skip
+    assert cfg.model.tiny is not None
+    model = tiny_model(cfg.model.tiny).double()
+    model.generation_config.eos_token_id = list(range(0, 512, 8))  # an untrained model would never end an answer
+    models = make_models(model, cfg.model, torch.float32, cfg.algo.needs_critic, True)
+    if models.critic is not None:
+        models.critic.double()
+    parts = Parts(
+        cfg, Numbered(), tiny_tokenizer(cfg.model.tiny), make_engine(cfg.rollout), models,
+        Learner(cfg, cfg.algo, models), Meter(torch.device("cpu")), Size.of(model),
+    )  # fmt: skip
+    state, lines = State(), []
+    for step in range(1, 11):
+        state.step = step
+        _, _, metrics = one_step(parts, state, step / 10)
+        losses = [metrics.get("policy/loss", 0.0), *([metrics["value/loss"]] if models.critic is not None else [])]
+        lines.append([float(step), *losses])
+    file = GOLDEN / f"{algo}.txt"
+    if os.environ.get("GRPO_BENCH_GOLDEN") == "write":
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text("".join(f"{int(step)} {' '.join(f'{x:.12e}' for x in losses)}\n" for step, *losses in lines))
+    golden = [[float(x) for x in line.split()] for line in file.read_text().splitlines()]
+    assert len({losses[0] for _, *losses in golden}) >= 9  # not a run in which nothing happens
+    for got, want in zip(lines, golden, strict=True):
+        assert got == pytest.approx(want, abs=1e-9), f"step {int(want[0])}"
