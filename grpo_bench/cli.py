@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from grpo_bench.config import Config, parse, run_dir, run_id
 from grpo_bench.config_errors import ConfigError
-from grpo_bench.jobs import child_command, outcome, run_job, say
+from grpo_bench.jobs import Pool, child_command, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
 from grpo_bench.preflight import Plan, preflight, row_name
 from grpo_bench.resume import complete_line, standing
@@ -34,6 +34,7 @@ from grpo_bench.types import UserError
 
 SWEEP = "GRPO_BENCH_SWEEP"  # tells jobs in processes of their own what their sweep varies
 
+_JOBS = Pool()
 HELP = """usage: python -m grpo_bench [-m] [KEY=VALUE ...]
 
 Train a language model with a reinforcement learning algorithm on mathematics, and record what it learns at what cost.
@@ -107,7 +108,11 @@ def _main(args: Namespace) -> None:
         if any(job.config.study.name is None for job in plan.jobs):
             print("note: give study.name=... to make a table of these runs", file=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
-    _entry()
+    try:
+        _entry()
+        _JOBS.wait()
+    finally:
+        _JOBS.stop()
     if args.multirun:
         _end(plan)
 
@@ -149,7 +154,7 @@ def _entry(composed: DictConfig) -> None:
     config_dir = next((s.path for s in context.runtime.config_sources if s.provider == "command-line"), None)
     hydras = [o for o in context.overrides.hydra if o.startswith("hydra.searchpath=")]
     name = str(context.job.config_name)
-    run_job(cfg, child_command(overrides + hydras, name, config_dir, str(cfg.row)), label)
+    _JOBS.start(cfg, child_command(overrides + hydras, name, config_dir, str(cfg.row)), label)
 
 
 def _run(cfg: Config) -> dict[str, Any] | None:

@@ -230,6 +230,7 @@ class Config(Strict):
     export: bool  # write the trained policy as a Hugging Face folder
     resume: bool
     isolate: bool  # run each job of a sweep in its own process
+    parallel: int = Field(ge=1)  # jobs of a sweep at once on this machine
     results: str  # folder that records go to
     algo: Any  # an Algorithm, see grpo_bench/algos
     task: TaskConfig

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 LIFE_SECONDS = 30.0  # between two signs of life of a job, on a terminal
 LIFE_SECONDS_LOG = 300.0  # and into a file
 GRACE_SECONDS = 20.0  # a child may finish writing before it is killed
+_CHILDREN: set[subprocess.Popen[bytes]] = set()  # alive now
 PROGRESS = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}
 
 
@@ -32,6 +34,42 @@ def child_command(overrides: list[str], name: str, config_dir: str | None, row: 
     quoted = "'" + row.replace("\\", "\\\\").replace("'", "\\'") + "'"
     ours = [o for o in overrides if not o.startswith(("hydra.mode=", "hydra/launcher=", "hydra.launcher."))]
     return [sys.executable, "-m", "grpo_bench", *where, *ours, f"row={quoted}", "hydra.mode=RUN"]
+
+
+class Pool:
+    """Jobs of a sweep, ``parallel`` of them at once; each is a thread that waits for its child process."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+        self._waiting: list[Future[bool]] = []
+
+    def start(self, cfg: Config, command: list[str], label: str) -> None:
+        """Run the job now (``parallel: 1``), else as soon as there is room for it."""
+        if cfg.parallel == 1:
+            run_job(cfg, command, label)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(max_workers=cfg.parallel)
+        self._waiting.append(self._threads.submit(run_job, cfg, command, label))
+
+    def wait(self) -> None:
+        """Until all jobs have ended; whatever ends the parent meanwhile ends them first."""
+        try:
+            for job in as_completed(self._waiting):
+                job.result()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the jobs that run and start no other; nothing to do when all have ended."""
+        if self._threads is None:
+            return
+        for job in self._waiting:
+            job.cancel()
+        for child in list(_CHILDREN):
+            child.terminate()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads = None
 
 
 def run_job(cfg: Config, command: list[str], label: str) -> bool:
@@ -65,6 +103,7 @@ def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> 
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
+        _CHILDREN.add(child)
         with _no_orphan(child):
             while True:
                 try:
@@ -79,6 +118,7 @@ def _no_orphan(child: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
+        _CHILDREN.discard(child)
         if child.poll() is None:
             child.terminate()
             try:

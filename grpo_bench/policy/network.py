@@ -44,7 +44,7 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N,h) states -> (N,V) logits as the model's own forward would give them, in fp32 (float64 for such weights)."""
+        """(N,h) states -> (N,V) logits as the model's own forward would give them; fp32, or the weights' float64."""
         config = self.model.config
         logits = widen(self.model.get_output_embeddings()(hidden))
         if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
