@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -84,8 +87,19 @@ class Meter:
         """Seconds that count against a budget: all but evaluation and writing the record."""
         return sum(s for name, s in self.total.items() if name not in ("eval", "ckpt"))
 
+    def forget_peak(self) -> None:
+        """Let the peak count from now on: a warm start or baseline that this process made is not the run's cost."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):  # not every kernel and C library lets it be reset
+                ctypes.CDLL(None).malloc_trim(0)
+                Path("/proc/self/clear_refs").write_text("5")
+
     def peak_memory(self) -> int:
-        """Bytes: allocated on a GPU; on a CPU the process's largest resident set."""
+        """Bytes since ``forget_peak``: allocated on a GPU; on a CPU the process's largest resident set."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         status = Path("/proc/self/status")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 # was split, how long it went on. Everything else is identity, the dtype that a device implies included.
 NOT_IDENTITY = (
     "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
-    "checkpoint", "resume", "isolate", "parallel", "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
+    "checkpoint", "resume", "isolate", "parallel",
+    "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
     "model.gradient_checkpointing",
 )  # fmt: skip
 WHOLE = 64 << 20  # bytes up to which a file is hashed whole

@@ -76,6 +76,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         code, result = 1, {}
         try:
             state = from_checkpoint(checkpoint, parts) if checkpoint else State()
+            meter.forget_peak()
             console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
             status = train(parts, state, record, tracker, console)
             summaries["final"] = final_evaluation(parts, state, record)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_data import SMALL, make
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,6 @@ from grpo_bench.algos import ALGORITHMS
 from grpo_bench.config import parse
 from grpo_bench.identity import run_dir
 from grpo_bench.run import run
-from model_data import SMALL, make
 
 REPO = Path(__file__).resolve().parent.parent
 SHORT = (

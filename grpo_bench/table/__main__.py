@@ -8,6 +8,7 @@ from pathlib import Path
 from grpo_bench.table import write
 from grpo_bench.types import UserError
 
+SHOWN = ("Accuracy", "PPO and GRPO")
 USAGE = "python -m grpo_bench.table results/<study>-<task> [baseline=ARM] [into=FILE.md]"
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def insert(page: Path, study: str, table: str) -> None:
-    """Put the table into a page, between its markers, without figures: they lie beside the records.
+    """Put accuracy and the PPO-and-GRPO table into a page, between its markers; the rest lies beside the records.
 
     Raises UserError when the page or its markers are missing.
     """
@@ -42,8 +43,10 @@ def insert(page: Path, study: str, table: str) -> None:
         _, closed, after = rest.partition(end)
         if not found or not closed:
             raise UserError(f"into={page}: no {begin} followed by {end} there; write both where the table should stand")
-        kept = "\n".join(line for line in table.splitlines() if not line.startswith("!["))
-        page.write_text(f"{before}{begin}\n\n{kept.strip()}\n\n{end}{after}", encoding="utf-8")
+        head, *sections = table.partition("\n")[2].split("\n## ")
+        kept = [head, *(s.partition("\n")[2] for s in sections if s.startswith(SHOWN))]
+        text = "\n\n".join(part.strip() for part in kept)
+        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
     except OSError as error:
         raise UserError(f"into={page} cannot be written: {error.strerror or error}") from None
 

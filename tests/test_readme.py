@@ -1,0 +1,73 @@
+"""What the README says: every command composes, every path exists, its table is one that the program wrote."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from grpo_bench import evaluate, grade
+from grpo_bench.preflight import preflight
+from grpo_bench.table.__main__ import _arguments as table_arguments
+
+REPO = Path(__file__).resolve().parent.parent
+README = (REPO / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def test_it_has_commands() -> None:
+    assert len(COMMANDS) >= 10
+    assert COMMANDS[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(line: str) -> None:
+    assert re.search(rf"^{line.split()[1]}:", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if not c.startswith("make ")])
+def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "model.gguf").touch()
+    here = line.replace("=DIR", f"={tmp_path / 'data'}").replace("=FILE", f"={tmp_path / 'model.gguf'}")
+    program, *words = shlex.split(here)[1:]
+    assert program == "-m"
+    module, *words = words
+    if module == "grpo_bench.table":
+        assert table_arguments(words)[0] is not None
+    elif module == "grpo_bench.grade":
+        assert grade.parse_arguments(words).file == Path("responses.jsonl")
+    elif module == "grpo_bench.evaluate":
+        own = [w for w in words if not w.startswith("checkpoint=")]
+        assert evaluate._config_of(own, None).task.name
+    else:
+        assert module == "grpo_bench"
+        multirun = "-m" in words
+        given = {k: words[words.index(k) + 1] for k in ("--config-dir", "--config-name") if k in words}
+        overrides = [w for w in words if "=" in w]
+        name, folder = given.get("--config-name", "config"), given.get("--config-dir")
+        plan = preflight(overrides, name, folder, multirun, [])
+        assert len(plan.jobs) > 1 if multirun else len(plan.jobs) == 1
+
+
+def test_every_path_exists() -> None:
+    for path in re.findall(r"`([\w./-]+)`", README):
+        if re.match(r"(grpo_bench|conf|tests|sweeps)/", path) or path in ("constraints.txt",):
+            assert (REPO / path).exists(), path
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    project = (REPO / "pyproject.toml").read_text()
+    for extra in re.findall(r"\[(\w+)\]['`]", README.partition("Extras:")[2].partition("\n\n")[0]):
+        assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), extra
+
+
+def test_the_table_was_written_by_the_program() -> None:
+    inside = README.partition("<!-- table:demo-arithmetic -->")[2].partition("<!-- /table -->")[0]
+    for arm in ("pretrained", "ppo_tuned", "grpo_g8"):
+        assert arm in inside
+    assert "python -m grpo_bench.table results/demo-arithmetic" in inside
