@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Phase = Literal["pretrained", "base"]
 
 
-def baseline_key(cfg: Config, task: Task, weights: str, dtype: str) -> str:
+def baseline_key(cfg: Config, task: Task, weights: str, dtype: str, device: str) -> str:
     """8 hex digits over all that the evaluation of fixed weights depends on."""
     content = {
         "weights": weights,
@@ -36,6 +37,9 @@ def baseline_key(cfg: Config, task: Task, weights: str, dtype: str) -> str:
         "eval": cfg.eval.model_dump(mode="json", include={"test_n", "samples", "temperature", "ks"}),
         "engine": cfg.rollout.engine,
         "dtype": dtype,
+        "device": device,
+        "answer": cfg.task.answer,
+        "verifier": version("math-verify") if cfg.task.answer == "math" else None,
         "seed": EVAL_SEED,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

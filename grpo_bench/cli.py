@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +24,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from grpo_bench.config import Config, parse, run_dir, run_id
+from grpo_bench.config_checks import total_steps, updates_per_step
 from grpo_bench.config_errors import ConfigError
-from grpo_bench.jobs import Pool, child_command, outcome, say
+from grpo_bench.jobs import Pool, child_command, one_job, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
-from grpo_bench.preflight import Plan, preflight, row_name
-from grpo_bench.resume import complete_line, standing
+from grpo_bench.preflight import Job, Plan, preflight, row_name
+from grpo_bench.resume import complete_line, is_complete, standing
 from grpo_bench.types import UserError
 
 SWEEP = "GRPO_BENCH_SWEEP"  # tells jobs in processes of their own what their sweep varies
@@ -161,7 +161,7 @@ def _run(cfg: Config) -> dict[str, Any] | None:
     """One run in this process; None where it was complete before."""
     directory = run_dir(cfg)
     if standing(cfg, directory) == "complete":
-        say(complete_line(directory))
+        say(complete_line(directory, cfg.export))
         return None
     from grpo_bench.run import run
 
@@ -170,21 +170,24 @@ def _run(cfg: Config) -> dict[str, Any] | None:
 
 def _run_here(cfg: Config, label: str) -> None:
     """One job of a sweep with ``isolate=false``: its error ends it alone, its crash ends them all."""
-    try:
+
+    def job() -> bool:
         result = _run(cfg)
-    except UserError as e:
-        say(f"{label} FAILED: {e}")
-    except Exception:
-        traceback.print_exc()
-        say(f"{label} FAILED; see above")
-    else:
         if result is not None:
             say(f"{label} done {outcome(result)}")
+        return True
+
+    if not one_job(job, label):
+        _JOBS.failed.add(run_dir(cfg))
 
 
 def _end(plan: Plan) -> None:
-    """The last lines of a sweep; exit code 1 unless every job is complete, by what lies on disk."""
-    failed = [job for job in plan.jobs if standing(job.config, run_dir(job.config)) != "complete"]
+    """The last lines of a sweep; exit code 1 unless every job is complete.
+
+    What lies on disk decides, but a job that failed before it could touch the record of a former run (resume=false)
+    has failed.
+    """
+    failed = [job for job in plan.jobs if not _done(job)]
     folders = sorted({str(run_dir(job.config).parent) for job in plan.jobs if job.config.study.name is not None})
     for folder in folders:
         say(f"table: python -m grpo_bench.table {folder}")
@@ -192,6 +195,14 @@ def _end(plan: Plan) -> None:
         count = f"{len(failed)} of {len(plan.jobs)} jobs"
         print(f"error: {count} are not complete; the same command continues them", file=sys.stderr)
         sys.exit(1)
+
+
+def _done(job: Job) -> bool:
+    folder = run_dir(job.config)
+    try:
+        return folder not in _JOBS.failed and is_complete(job.config, folder)
+    except UserError:  # its own line has been printed
+        return False
 
 
 def _show(args: Namespace) -> None:
@@ -202,8 +213,22 @@ def _show(args: Namespace) -> None:
             print(f"--- # {number}/{len(plan.jobs)} {run_id(job.config)}")
         content = job.config.model_dump(mode="json")
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120), end="")
+        print("\n".join(f"# {line}" for line in _implied(job.config)))
     for line in plan.warnings():
         print(f"warning: {line}", file=sys.stderr)
+
+
+def _implied(cfg: Config) -> list[str]:
+    """What follows from a configuration and is no key of it."""
+    steps = total_steps(cfg)
+    per_step = updates_per_step(cfg)
+    lines = [
+        f"prompts per step: {cfg.prompts}; completions per step: {cfg.samples}",
+        f"updates per step: {per_step} ({cfg.epochs} epochs x {cfg.minibatches} minibatches)",
+    ]
+    if steps is None:
+        return [*lines, f"steps: as many as {cfg.budget.amount:g} {cfg.budget.unit} allow"]
+    return [*lines, f"steps for {cfg.budget.amount:g} {cfg.budget.unit}: {steps}; updates: {steps * per_step}"]
 
 
 def _groups() -> str:

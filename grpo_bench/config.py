@@ -6,7 +6,7 @@ after version 1 of the schema, and that default must mean "as before" (see ``con
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +22,9 @@ from grpo_bench.types import UserError
 __all__ = ["CONFIG_VERSION", "Config", "config_hash", "parse", "run_dir", "run_id", "warnings"]
 
 CONFIG_VERSION = 1
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 class Strict(BaseModel):
@@ -56,7 +59,7 @@ class BudgetConfig(Strict):
 class OptimConfig(Strict):
     """AdamW for policy and critic; ``warmup_updates`` rise linearly, then the schedule runs over the budget."""
 
-    betas: tuple[float, float]
+    betas: tuple[Decay, Decay]
     eps: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     grad_clip: float | None = Field(gt=0)  # largest norm, per network
@@ -114,8 +117,8 @@ class TaskConfig(Strict):
     path: str | None  # local folder of jsonl or parquet files (custom: may be one file); null: the hub
     hub: str | None  # data set id on the hub
     hub_config: str | None
-    split: str  # math: 12k, 7.5k; others: train
-    eval_split: str  # math: math500, test; others: test
+    split: str  # math: 12k, 7.5k; custom: any; others: train
+    eval_split: str  # math: math500, test; custom: any other; others: test
     math500_path: str | None  # math: folder of MATH-500; null: "math500" beside path
     math500_hub: str | None
     prompt: PromptConfig

@@ -15,7 +15,6 @@ SPLITS = {  # (split, eval_split) that do not train on what they evaluate
     "math": [("12k", "math500"), ("7.5k", "math500"), ("7.5k", "test")],
     "arithmetic": [("train", "test")],
     "gsm8k": [("train", "test")],
-    "custom": [("train", "test")],
 }
 FILTERS = {"steps": "gsm8k", "level": "math", "subject": "math"}
 
@@ -71,13 +70,18 @@ def _evaluation(cfg: Config) -> list[str]:
 
 def _task(cfg: Config) -> list[str]:
     task, problems = cfg.task, []
-    pairs = SPLITS[task.name]
-    if (task.split, task.eval_split) not in pairs:
+    pairs = SPLITS.get(task.name)
+    if pairs is None and task.split == task.eval_split:  # data of one's own: any two splits
+        problems.append(f"task.split and task.eval_split are both {task.split}; evaluate on another split")
+    if pairs is not None and (task.split, task.eval_split) not in pairs:
         text = " or ".join(f"task.split={a} task.eval_split={b}" for a, b in pairs)
         problems.append(f"task.split={task.split} with task.eval_split={task.eval_split} is refused; choose {text}")
     for key, owner in FILTERS.items():
         if getattr(task.filters, key) is not None and task.name not in (owner, "custom"):
             problems.append(f"task.filters.{key} belongs to task={owner}, not to task={task.name}")
+    problems += _without_effect(cfg)
+    if "" in task.stop:
+        problems.append("task.stop contains an empty string, which would stop every answer at its start; take it out")
     if "{question}" not in task.prompt.template:
         problems.append("task.prompt.template has no {question}")
     if task.prompt.shots and not all(f in task.prompt.shot_template for f in ("{question}", "{answer}")):
@@ -104,11 +108,27 @@ def _task(cfg: Config) -> list[str]:
     return problems
 
 
+def _without_effect(cfg: Config) -> list[str]:
+    """Keys that the task does not read: a value there would be ignored in silence."""
+    task, problems = cfg.task, []
+    if task.name == "arithmetic":
+        what = "task=arithmetic makes its problems itself; choose task=gsm8k, math or custom, or leave it null"
+        found = [("path", task.path), ("filters.limit", task.filters.limit)]
+        problems += [f"task.{key}={value}: {what}" for key, value in found if value is not None]
+    if task.name != "math" and task.math500_path is not None:
+        problems.append(f"task.math500_path={task.math500_path} belongs to task=math, not to task={task.name}")
+    return problems
+
+
 def _model(cfg: Config) -> list[str]:
     model, problems = cfg.model, []
     if model.tiny is None:
         if model.id is None and model.path is None:
             problems.append(f"model={model.name} needs model.id=owner/name or model.path=a folder or GGUF file")
+        if model.path is not None and model.revision is not None:
+            problems.append(
+                f"model.revision={model.revision} is of the hub, and model.path={model.path} wins over it; drop one"
+            )
         return problems
     tiny = model.tiny
     if model.id is not None or model.path is not None:
@@ -133,6 +153,8 @@ def _names(cfg: Config) -> list[str]:
     problems = []
     if not cfg.reward.parts:
         problems.append(f"reward.parts is empty; give at least one of {', '.join(PARTS)}")
+    elif not any(cfg.reward.parts.values()):
+        problems.append("reward.parts: all weights are 0, so that every reward is; give one of them another weight")
     for name in cfg.reward.parts:
         if name not in PARTS:
             problems.append(f"reward.parts.{name} is not known; choose {', '.join(PARTS)}")
@@ -162,7 +184,25 @@ def warnings(cfg: Config) -> list[str]:
         found.append("model.trust_remote_code=true runs code that comes with the model")
     if cfg.checkpoint.every == 0:
         found.append("checkpoint.every=0: a run that is interrupted starts over")
+    if cfg.parallel > 1 and cfg.threads is None:
+        found.append(f"parallel={cfg.parallel} with threads=null: each job takes all CPU cores; give threads=...")
+    if cfg.task.math500_path is not None and cfg.task.eval_split != "math500":
+        found.append(f"task.math500_path is inert with task.eval_split={cfg.task.eval_split}")
     return found
+
+
+def updates_per_step(cfg: Config) -> int:
+    """Optimiser updates of one step, unless ``target_kl`` ends its epochs early."""
+    return cfg.epochs * cfg.minibatches
+
+
+def total_steps(cfg: Config) -> int | None:
+    """Steps of the whole run; None where the budget does not say beforehand."""
+    if cfg.budget.unit == "updates":
+        return math.ceil(cfg.budget.amount / updates_per_step(cfg))
+    if cfg.budget.unit == "samples":
+        return math.ceil(cfg.budget.amount / cfg.samples)
+    return None
 
 
 def total_updates(cfg: Config) -> int | None:
@@ -170,5 +210,5 @@ def total_updates(cfg: Config) -> int | None:
     if cfg.budget.unit == "updates":
         return math.ceil(cfg.budget.amount)
     if cfg.budget.unit == "samples":
-        return math.ceil(cfg.budget.amount / cfg.samples) * cfg.epochs * cfg.minibatches
+        return math.ceil(cfg.budget.amount / cfg.samples) * updates_per_step(cfg)
     return None

@@ -62,6 +62,10 @@ class Console:
         """Progress of what is not a training step: ``console.phase("warm start", 120, 400)``."""
         self._show(name, name, done / total if total else 1.0, f"{done}/{total}")
 
+    def evaluation(self, done: int, total: int) -> None:
+        """Progress of an evaluation, in completions; the bar of the training comes back with its next step."""
+        self.phase("evaluation", done, total)
+
     def note(self, text: str) -> None:
         """One line that stays."""
         if self._terminal:

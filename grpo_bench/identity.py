@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_bench.types import UserError
+
 if TYPE_CHECKING:
     from grpo_bench.config import Config
 
@@ -18,6 +20,12 @@ NOT_IDENTITY = (
     "checkpoint", "resume", "isolate", "parallel",
     "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
     "model.gradient_checkpointing",
+)  # fmt: skip
+# of a model's folder, what loading reads: not a README, a log or an optimizer's state that lies beside it
+MODEL_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
+    "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.py",
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
 )  # fmt: skip
 WHOLE = 64 << 20  # bytes up to which a file is hashed whole
 CHUNK = 1 << 20
@@ -33,15 +41,27 @@ def config_hash(cfg: Config) -> str:
         *parents, last = key.split(".")
         node = functools.reduce(lambda d, k: d.get(k, {}), parents, data)
         node.pop(last, None)
-    _by_content(data.get("task", {}), "path")
-    _by_content(data.get("task", {}), "math500_path")
-    _by_content(data.get("model", {}), "path")
+    _by_content(cfg, data)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _by_content(node: dict[str, Any], key: str) -> None:
-    if node.get(key) is not None:
-        node[key] = fingerprint(node[key])
+def _by_content(cfg: Config, data: dict[str, Any]) -> None:
+    """Replace the paths in a dumped configuration by what is read there: the files of the task's splits (MATH-500
+    beside MATH included, though no key names it), and config, tokenizer and weights of a model."""
+    from grpo_bench.tasks.data import local_files  # here, so that reading the schema does not cost the tasks
+
+    task, model = data.get("task", {}), data.get("model", {})
+    try:
+        read = local_files(cfg.task)
+    except UserError:  # not loadable, which preflight says; the hash is still one
+        read = {}
+    for key in ("path", "math500_path"):
+        if key in read:
+            task[key] = _digest(read[key], named=task.get(key) is None or Path(task[key]).expanduser().is_dir())
+        elif task.get(key) is not None:
+            task[key] = fingerprint(task[key])
+    if model.get("path") is not None:
+        model["path"] = fingerprint(model["path"], MODEL_FILES)
 
 
 def run_id(cfg: Config) -> str:
@@ -59,17 +79,24 @@ def run_dir(cfg: Config) -> Path:
     return study_dir(cfg) / run_id(cfg)
 
 
-def fingerprint(path: str | Path) -> str:
-    """16 hex digits over the names and contents of a file, or of the files of a folder; the folder's place is left out.
+def fingerprint(path: str | Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    """16 hex digits over the contents of a file, or over names and contents of a folder's files that match one of
+    ``patterns`` (all of them where none does); the folder's place is left out.
 
     Files above 64 MiB count by their size and 16 chunks of 1 MiB spread over them: weights that were trained differ
     everywhere. A path that does not exist counts by its last name.
     """
     path = Path(path).expanduser()
-    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return _digest([path], named=not path.is_file())
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return _digest([f for f in files if any(f.match(pattern) for pattern in patterns)] or files, named=True)
+
+
+def _digest(files: list[Path], named: bool) -> str:
     digest = hashlib.sha256()
     for file in files:
-        if path.is_dir() or not file.is_file():
+        if named:
             digest.update(file.name.encode())
         if file.is_file():
             stat = file.stat()

@@ -8,15 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from grpo_bench.config import run_dir
 from grpo_bench.files import disk_errors, write_json
 from grpo_bench.resume import complete_line, read, standing
+from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
@@ -25,6 +28,7 @@ LIFE_SECONDS = 30.0  # between two signs of life of a job, on a terminal
 LIFE_SECONDS_LOG = 300.0  # and into a file
 GRACE_SECONDS = 20.0  # a child may finish writing before it is killed
 _CHILDREN: set[subprocess.Popen[bytes]] = set()  # alive now
+_STOPPING = threading.Event()  # no job starts any more
 PROGRESS = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}
 
 
@@ -40,17 +44,24 @@ class Pool:
     """Jobs of a sweep, ``parallel`` of them at once; each is a thread that waits for its child process."""
 
     def __init__(self) -> None:
+        self.failed: set[Path] = set()  # folders of the jobs that did
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: list[Future[bool]] = []
 
     def start(self, cfg: Config, command: list[str], label: str) -> None:
         """Run the job now (``parallel: 1``), else as soon as there is room for it."""
         if cfg.parallel == 1:
-            run_job(cfg, command, label)
+            self._run(cfg, command, label)
             return
         if self._threads is None:
             self._threads = ThreadPoolExecutor(max_workers=cfg.parallel)
-        self._waiting.append(self._threads.submit(run_job, cfg, command, label))
+        self._waiting.append(self._threads.submit(self._run, cfg, command, label))
+
+    def _run(self, cfg: Config, command: list[str], label: str) -> bool:
+        done = one_job(lambda: run_job(cfg, command, label), label)
+        if not done:
+            self.failed.add(run_dir(cfg))
+        return done
 
     def wait(self) -> None:
         """Until all jobs have ended; whatever ends the parent meanwhile ends them first."""
@@ -64,12 +75,33 @@ class Pool:
         """End the jobs that run and start no other; nothing to do when all have ended."""
         if self._threads is None:
             return
+        _STOPPING.set()  # before the children are counted: one that is being started right now sees it
         for job in self._waiting:
             job.cancel()
-        for child in list(_CHILDREN):
+        children = list(_CHILDREN)
+        for child in children:
             child.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for child in children:
+            try:
+                child.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._threads = None
+        _STOPPING.clear()
+
+
+def one_job(job: Callable[[], bool], label: str) -> bool:
+    """What ``job`` says, or False with its line when it raises: its error is no other job's."""
+    try:
+        return job()
+    except UserError as e:
+        say(f"{label} FAILED: {e}")
+    except Exception as e:
+        traceback.print_exc()
+        say(f"{label} FAILED: {type(e).__name__}: {e}")
+    return False
 
 
 def run_job(cfg: Config, command: list[str], label: str) -> bool:
@@ -79,7 +111,7 @@ def run_job(cfg: Config, command: list[str], label: str) -> bool:
     """
     directory = run_dir(cfg)
     if standing(cfg, directory) == "complete":
-        say(f"{label} {complete_line(directory)}")
+        say(f"{label} {complete_line(directory, cfg.export)}")
         return True
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -98,18 +130,25 @@ def run_job(cfg: Config, command: list[str], label: str) -> bool:
 def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     pause = LIFE_SECONDS if sys.stdout.isatty() else LIFE_SECONDS_LOG
-    with open(directory / "stdout.log", "ab") as log:
+    with _log(directory / "stdout.log", new=not cfg.resume) as log:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         _CHILDREN.add(child)
         with _no_orphan(child):
+            if _STOPPING.is_set():
+                child.terminate()
             while True:
                 try:
                     return child.wait(timeout=pause)
                 except subprocess.TimeoutExpired:
                     say(f"{label} {life(cfg, directory)}")
+
+
+def _log(file: Path, new: bool) -> IO[bytes]:
+    with disk_errors(file):
+        return open(file, "wb" if new else "ab")
 
 
 @contextlib.contextmanager
@@ -150,8 +189,10 @@ def _reason(directory: Path, code: int) -> str:
         reason = _last_error(directory / "stdout.log") or f"exit code {code}"
     if state.get("status") in (None, "running"):
         state = {**state, "status": "failed", "reason": reason, "exit_code": code}
-        with disk_errors(directory):
+        try:
             write_json(directory / "state.json", state)
+        except (UserError, OSError) as e:  # the disk that ended the job, often; its reason must not be masked
+            reason += f" ({e})"
     return reason
 
 

@@ -72,7 +72,6 @@ _ALL: tuple[Metric, ...] = (
     Metric("group/frac_all_wrong", "fraction", "no completion correct", _GROUPS, "mean"),
     Metric("group/effective", "groups", "kept and with unequal rewards", _GROUPS, "count"),
     Metric("group/filtered", "groups", "dropped by the algorithm; their samples are charged", _GROUPS, "count"),
-    Metric("group/refills", "rollouts", "extra rollouts drawn to replace dropped groups", "step", "count"),
     # advantage
     *_stats("adv/", "advantage", "the advantage used by the loss", _TOKENS, ("mean", "std", "min", "max", "abs_mean")),
     # policy
@@ -99,10 +98,8 @@ _ALL: tuple[Metric, ...] = (
     Metric("kl/ref_k3_token", "nats/token", "exp(-k1) - 1 + k1, before the updates", _TOKENS, "mean"),
     Metric("kl/ref_seq", "nats/completion", "k1 summed over a completion", _TOKENS, "sum per row, mean over rows"),
     Metric("kl/coef", "1", "coefficient in force (alpha); moves when adaptive", "step", "last"),
-    Metric("kl/penalty", "loss or reward", "coefficient x estimator, where the algorithm puts it", _TOKENS, "mean"),
     # critic
     Metric("value/loss", "reward^2", "weighted value loss before vf_coef", _TOKENS, _UPDATES),
-    Metric("value/clip_frac", "fraction", "values outside old value +- clip", _TOKENS, _UPDATES),
     Metric("value/explained_var", "fraction", "1 - Var(target - V) / Var(target), V before updates", _TOKENS, "whole"),
     Metric("value/mean", "reward", "V before the updates", _TOKENS, "mean"),
     Metric("value/first_token_mean", "reward", "V of the prompt alone (first position)", _ROWS, "mean"),
@@ -119,12 +116,6 @@ _ALL: tuple[Metric, ...] = (
     Metric("completions/eos_frac", "fraction", "ended by the end token or a stop string", _ROWS, "mean"),
     Metric("completions/terminated_len_mean", "tokens", "length of those that ended by themselves", _ROWS, "mean"),
     Metric("completions/repetition", "fraction", "1 - distinct / all 4-grams of tokens", _ROWS, "mean"),
-    # sampler against scorer
-    Metric("mismatch/logprob_diff_mean", "nats/token", "|log-prob of sampler - of scorer|", _TOKENS, "mean"),
-    Metric("mismatch/logprob_diff_max", "nats/token", "largest such difference", _TOKENS, "max"),
-    Metric("mismatch/kl", "nats/token", "KL(sampler, scorer) by k3", _TOKENS, "mean"),
-    Metric("mismatch/is_weight_mean", "ratio", "importance weight pi_scorer / pi_sampler", _TOKENS, "mean"),
-    Metric("mismatch/dropped_frac", "fraction", "masked out because of the mismatch", _TOKENS, "mean"),
     # evaluation
     Metric("eval/<split>/<mode>/acc", "fraction", "correct: strict match and finished; the headline", _ROWS, "mean"),
     Metric("eval/<split>/<mode>/acc_strict", "fraction", "strict match, finished or not", _ROWS, "mean"),
@@ -133,33 +124,23 @@ _ALL: tuple[Metric, ...] = (
     Metric("eval/<split>/<mode>/n", "problems", "problems evaluated", "problems", "count"),
     Metric("eval/<split>/<mode>/pass@<k>", "fraction", "unbiased 1 - C(n-c,k)/C(n,k)", "problems", "mean"),
     Metric("eval/<split>/<mode>/maj@<k>", "fraction", "majority answer of k samples is right", "problems", "mean"),
-    Metric("eval/<split>/<mode>/avg@<k>", "fraction", "mean accuracy of k samples", "problems", "mean"),
-    Metric("eval/<split>/<mode>/format_rate", "fraction", "carries an answer in the asked-for form", _ROWS, "mean"),
     Metric("eval/<split>/<mode>/truncated", "fraction", "cut at max_new_tokens", _ROWS, "mean"),
     Metric("eval/<split>/<mode>/len_mean", "tokens", "length, the end token included", _ROWS, "mean"),
     Metric("eval/<split>/<mode>/len_correct", "tokens", "length of correct ones; null without any", _ROWS, "mean"),
     Metric("eval/<split>/<mode>/len_wrong", "tokens", "length of the others; null without any", _ROWS, "mean"),
-    # what an algorithm carries from step to step
-    Metric("algo/<name>", "its own", "running value kept by the algorithm (Batch.state)", "step", "last"),
     # clocks: timing.jsonl only
     _clock("time/total_s", "s", "time at work on this run, interruptions left out", "cumulative"),
-    _clock("time/step_s", "s", "wall-clock time of the step"),
+    _clock("time/step_s", "s", "rollout, reward, score and update of the step"),
     _clock("time/rollout_s", "s", "sampling completions"),
     _clock("time/reward_s", "s", "grading and rewarding them"),
     _clock("time/score_s", "s", "old and reference log-probs and values"),
-    _clock("time/ref_s", "s", "reference log-probs, where timed apart from score"),
-    _clock("time/value_s", "s", "values, where timed apart from score"),
     _clock("time/update_s", "s", "forward, backward and optimiser steps"),
     _clock("time/eval_s", "s", "evaluation; not in any training budget"),
     _clock("time/ckpt_s", "s", "writing the checkpoint"),
     _clock("perf/gen_tok_s", "tokens/s", "sampled tokens over rollout seconds", "ratio"),
     _clock("perf/train_tok_s", "tokens/s", "trained tokens over update seconds", "ratio"),
     _clock("perf/samples_s", "completions/s", "completions over step seconds", "ratio"),
-    _clock("perf/mfu", "fraction", "estimated FLOPs over what the device could do in that time", "ratio"),
     _clock("mem/peak_alloc_gb", "GB (1e9 bytes)", "GPU memory allocated; on a CPU the resident set", "max so far"),
-    _clock("mem/peak_reserved_gb", "GB (1e9 bytes)", "GPU memory reserved by the allocator", "max so far"),
-    _clock("mem/<phase>_peak_gb", "GB (1e9 bytes)", "peak_alloc within one phase", "max over the step"),
-    _clock("cost/gpu_s", "GPU s", "seconds x GPUs held", "cumulative"),
     # events, cumulative
     Metric("cost/gen_tokens", "tokens", "tokens sampled in this step", _TOKENS, "sum"),
     Metric("cost/train_tokens", "tokens", "sampled tokens trained on in this step, per epoch", _TOKENS, "sum"),
@@ -168,7 +149,6 @@ _ALL: tuple[Metric, ...] = (
     # clocks: whether a comparison meets its limit depends on the machine, and an interruption forgets cached verdicts
     _clock("health/verifier_timeouts", "comparisons", "ended by the time limit, counted wrong", "count, this attempt"),
     _clock("health/verifier_errors", "comparisons", "failed otherwise, counted wrong", "count, this attempt"),
-    Metric("health/stale_steps", "steps", "trained on samples of an earlier policy", "whole run", "count"),
 )
 
 GLOSSARY: dict[str, Metric] = {m.name: m for m in _ALL}

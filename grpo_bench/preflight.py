@@ -21,8 +21,9 @@ from grpo_bench.config_errors import ConfigError, nearest
 from grpo_bench.files import disk_errors, write_json
 from grpo_bench.identity import study_dir
 from grpo_bench.paths import conf_dir
-from grpo_bench.provenance import base_names
+from grpo_bench.provenance import PATH_KEYS, base_names
 from grpo_bench.resume import standing
+from grpo_bench.tasks.data import local_files
 from grpo_bench.types import UserError
 
 Composed = tuple[DictConfig, dict[str, Any]]  # as composed, and as plain data
@@ -69,6 +70,8 @@ def preflight(
                 bad.setdefault((str(e),), []).append(line)
     if bad:
         raise ConfigError(_report(bad, len(expansion.jobs)))
+    if shared := _shared_folders(jobs):
+        raise ConfigError(shared)
     return Plan(jobs, varying)
 
 
@@ -111,16 +114,23 @@ class Plan:
                 folders.setdefault(study_dir(cfg), []).append(entry | {"overrides": base_names(job.overrides)})
         for folder, entries in folders.items():
             file = folder / "jobs.json"
-            before = json.loads(file.read_text())["jobs"] if file.is_file() else []
             new = {entry["run_id"] for entry in entries}
+            try:
+                before = json.loads(file.read_text(encoding="utf-8"))["jobs"] if file.is_file() else []
+                kept = [entry for entry in before if entry["run_id"] not in new]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{file} cannot be read; delete it, this command writes it anew (it lists what a table waits for)"
+                ) from None
             with disk_errors(file):
-                write_json(file, {"jobs": [e for e in before if e["run_id"] not in new] + entries})
+                write_json(file, {"jobs": kept + entries})
 
 
 def row_name(config: Config, overrides: list[str], varying: list[str]) -> str:
     """The row of a table that a job belongs to: its arm and the overrides that vary, seeds apart."""
     named = {"arm", "seed", "task"} | ({"algo"} if config.arm is None else set())
-    return " ".join([config.name, *(o for o in overrides if override_key(o) in set(varying) - named)])
+    shown = [o for o in overrides if override_key(o) in set(varying) - named]
+    return " ".join([config.name, *(base_names(o) if override_key(o) in PATH_KEYS else o for o in shown)])
 
 
 def _job(
@@ -160,6 +170,28 @@ def _composed(overrides: list[str], name: str, first: dict[tuple[str, ...], Comp
     if "${seed}" not in OmegaConf.to_yaml(composed):
         first[rest] = composed, data
     return composed, data
+
+
+def _shared_folders(jobs: list[Job]) -> list[str]:
+    """One line for the jobs of a sweep that are one run: the second would take over the first's record."""
+    folders: dict[Path, list[Job]] = {}
+    for job in jobs:
+        folders.setdefault(run_dir(job.config), []).append(job)
+    same = [group for group in folders.values() if len(group) > 1]
+    if not same:
+        return []
+    keys: dict[str, None] = {}  # in the order of the command line
+    for group in same:
+        for line in group[0].overrides:
+            key = override_key(line)
+            values = [[o for o in job.overrides if override_key(o) == key] for job in group]
+            if any(v != values[0] for v in values):
+                keys[key] = None
+    head = f"{sum(map(len, same))} of {len(jobs)} jobs would write the same {len(same)} run folder(s)"
+    if not keys:
+        return [f"{head}: a value is given twice; give each value once"]
+    names = ", ".join(keys)
+    return [f"{head}: they differ in {names} alone, and not in what makes a run its own; give one value of {names}"]
 
 
 def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str]:
@@ -240,6 +272,11 @@ def _missing(cfg: Config) -> list[str]:
     ):
         if path is not None and not Path(path).expanduser().exists():
             problems.append(f"{key}={path}: there is no such file or folder")
+    if not problems:
+        try:
+            local_files(cfg.task)
+        except UserError as e:
+            problems.append(str(e))
     if cfg.device == "cuda" and not device.cuda_available():
         problems.append("device=cuda: no CUDA device is visible to this torch; use device=cpu")
     needs = [("wandb", f"tracker={cfg.tracker.name}")] if cfg.tracker.name == "wandb" else []

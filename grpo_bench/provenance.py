@@ -21,6 +21,8 @@ PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "scipy"),
     *("hydra-core", "omegaconf", "pydantic", "math-verify", "sympy", "antlr4-python3-runtime", "wandb", "tensorboard"),
 )
+# keys of the configuration that hold a path, or may (a hub's name never begins with / or ~)
+PATH_KEYS = ("results", "task.path", "task.math500_path", "task.hub", "task.math500_hub", "model.path", "model.id")
 DIFF_LIMIT = 100_000  # bytes of a dirty tree's diff that are kept; its sha256 is of the whole
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,7 +35,7 @@ def base_names(value: Any, *, whole: bool = False) -> Any:
     """``value`` with absolute and home paths in its strings cut to their last part.
 
     ``task.path=/data/gsm8k`` becomes ``task.path=gsm8k``; relative paths, URLs and prose stay. ``whole``: only strings
-    that are a path from end to end, for values such as prompts that must not be touched inside.
+    that are a path from end to end, for values of keys that hold paths.
     """
     if isinstance(value, str):
         if whole:
@@ -45,6 +47,20 @@ def base_names(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [base_names(v, whole=whole) for v in value]
     return value
+
+
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A dumped configuration with the paths in it cut to their last part: a record must not tell where its author
+    keeps things. Only keys that hold paths are touched; a prompt or a stop string may well contain slashes.
+    """
+    out = dict(config)
+    for key in PATH_KEYS:
+        node, _, last = key.rpartition(".")
+        if not node:
+            out |= {last: base_names(out[last], whole=True)} if last in out else {}
+        elif isinstance(out.get(node), dict) and last in out[node]:
+            out[node] = out[node] | {last: base_names(out[node][last], whole=True)}
+    return out
 
 
 def _last_part(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from grpo_bench import checkpoint as checkpoints
 from grpo_bench import provenance
 from grpo_bench.checkpoint import Checkpoint, DamagedError, flatten_optimizer, restore_optimizer
-from grpo_bench.files import Journal, disk_errors, sync_folder, write_atomic, write_json
+from grpo_bench.files import Journal, disk_errors, remove_tree, sync_folder, write_atomic, write_json
 from grpo_bench.metrics import check_metrics, check_timing, finite
 from grpo_bench.types import UserError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "RunRecord", "flatten_optimizer", "read_json", "restore_optimizer"]
 
 JOURNALS = ("metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl")
+FOLDERS = ("tensorboard", "export")  # written beside the record, of the run that it holds
 EVAL_KEYS = frozenset(
     {"step", "split", "mode", "id", "sample", "response", "extracted", "strict", "flexible", "correct", "length"}
     | {"finished"}
@@ -90,7 +91,10 @@ class RunRecord:
         self._take()
         checkpoints.clean(self._root)
         for leftover in self.directory.glob(".*.tmp"):
-            leftover.unlink()
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
         if not self.cfg.resume:
             self._wipe()
         plain, zipped = self.directory / "eval.jsonl", self.directory / "eval.jsonl.gz"
@@ -132,6 +136,9 @@ class RunRecord:
         kept = [p.name for pattern in ("result-*.json", "eval-*.jsonl.gz") for p in self.directory.glob(pattern)]
         for name in names + kept:
             (self.directory / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            if (self.directory / name).is_dir():
+                remove_tree(self.directory / name)
         checkpoints.drop(self._root, checkpoints.steps_in(self._root))
 
     def _newest(self) -> tuple[Checkpoint | None, dict[str, Any]]:
@@ -209,7 +216,8 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Close the run as complete (or as its ``status`` says: diverged) and return the content of ``result.json``.
 
-        ``result`` (``eval``, ``cost``, ``stability``, …) is put after the run's identity. eval.jsonl is gzipped with
+        ``result`` (``eval``, ``cost``, ``stability``, …) is put after the run's identity; its ``reason``, if any, says
+        in ``state.json`` too why the run ended before its budget. eval.jsonl is gzipped with
         no time in its header, so equal rows give equal bytes.
         """
         with disk_errors(self.directory):
@@ -222,7 +230,7 @@ class RunRecord:
             content = finite({**identity, **rest, **result})
             # one is enough to extend a complete run from; weights are large
             checkpoints.drop(self._root, checkpoints.steps_in(self._root)[:-1])
-            self._write_state(content["status"], exit_code=0)
+            self._write_state(content["status"], reason=content.get("reason"), exit_code=0)
             write_json(self.directory / "result.json", content)
         return content
 
@@ -260,8 +268,7 @@ class RunRecord:
     # ------------------------------------------------------------------ small files
 
     def _write_config(self) -> None:
-        # a committed record must not tell where its author keeps things
-        content = provenance.base_names(self.cfg.model_dump(mode="json", by_alias=True), whole=True)
+        content = provenance.without_places(self.cfg.model_dump(mode="json", by_alias=True))
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         write_atomic(self.directory / "config.yaml", text.encode())
 

@@ -25,6 +25,17 @@ def standing(cfg: Config, directory: Path) -> Standing:
     file = directory / "config.yaml"
     if not cfg.resume or not file.is_file():
         return "new"
+    return _standing(cfg, directory, file)
+
+
+def is_complete(cfg: Config, directory: Path) -> bool:
+    """Whether the folder holds the finished run of this configuration, ``resume=false`` or not: at a sweep's end the
+    question is what lies on disk, no longer how it came there."""
+    file = directory / "config.yaml"
+    return file.is_file() and _standing(cfg, directory, file) == "complete"
+
+
+def _standing(cfg: Config, directory: Path, file: Path) -> Standing:
     try:
         before = yaml.safe_load(file.read_text())["budget"]["amount"]
     except (yaml.YAMLError, KeyError, TypeError):
@@ -45,12 +56,15 @@ def standing(cfg: Config, directory: Path) -> Standing:
     return "incomplete"
 
 
-def complete_line(directory: Path) -> str:
-    """One line on a run that is not run again."""
+def complete_line(directory: Path, export: bool = False) -> str:
+    """One line on a run that is not run again; with ``export`` it says how to make an export that is missing."""
     from grpo_bench.provenance import git_sha
 
     now, then = git_sha(), read(directory / "result.json").get("git_sha")
     other = f" (by commit {str(then)[:8]}, this is {now[:8]})" if then != now else ""
+    if export and not (directory / "export").is_dir():
+        again = f"python -m grpo_bench.evaluate checkpoint={directory} export={directory / 'export'}"
+        return f"complete before, skipped{other}: {directory}; its export is missing: run {again}"
     return f"complete before, skipped{other}: {directory}; resume=false runs it again"
 
 

@@ -14,11 +14,19 @@ from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
 from grpo_bench.evaluate import Row, evaluate, flat, summarise
 from grpo_bench.identity import config_hash, run_id
-from grpo_bench.policy import Policy, choose_device, compute_dtype, load_model, load_tokenizer, make_models
+from grpo_bench.policy import (
+    Policy,
+    check_lengths,
+    choose_device,
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    make_models,
+)
 from grpo_bench.policy.score import score
 from grpo_bench.record import RunRecord
 from grpo_bench.rollout import Engine, make_engine
-from grpo_bench.signals import health, score_flops, shown, signals
+from grpo_bench.signals import health, score_flops, shown, signals, throughput
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
 from grpo_bench.tasks import Task, load_task
 from grpo_bench.trackers import make_tracker
@@ -48,6 +56,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             console.note(note)
         meter = Meter(device)
         model = load_model(cfg.model, device)
+        check_lengths(model, cfg)
         engine = make_engine(cfg.rollout)
         plain = Policy(model, dtype)
         shared, summaries, prints = _baselines(cfg, directory, task, plain, tokenizer, engine, console)
@@ -79,10 +88,12 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             meter.forget_peak()
             console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
             status = train(parts, state, record, tracker, console)
-            summaries["final"] = final_evaluation(parts, state, record)
+            summaries["final"] = final_evaluation(parts, state, record, console)
             if cfg.export:
                 models.policy.export(directory / "export", tokenizer)
-            result = record.finish(result_of(parts, state, summaries, shared, status))
+            reason = f"loss or gradient not finite in {DIVERGED_AFTER} steps in a row, the last being {state.step}"
+            result = result_of(parts, state, summaries, shared, status, reason if status == "diverged" else "")
+            result = record.finish(result)
             code = 0
             console.last_line(result, directory)
             return result
@@ -109,36 +120,45 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
     while (spent := state.spent(unit, meter.training)) < amount:
         state.step += 1
         experience, batch, metrics = one_step(parts, state, spent / amount)
-        if cfg.eval.every and state.step % cfg.eval.every == 0:
+        state.peak_memory = max(state.peak_memory, meter.peak_memory())  # of training alone: evaluation comes after
+        looked = cfg.eval.every > 0 and state.step % cfg.eval.every == 0
+        if looked:
             with meter.phase("eval"):
                 rows = evaluate(
                     cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
-                    parts.task.dev(cfg.eval.n), "dev", state.step, cfg.eval.samples,
+                    parts.task.dev(cfg.eval.n), "dev", state.step, cfg.eval.samples, progress=console.evaluation,
                 )  # fmt: skip
             record.evals(rows)
             metrics |= flat("dev", summarise(rows, cfg.eval.ks, cfg.task.answer))
-        rows_shown = shown(experience, batch, state.step, SAMPLES_SHOWN)
-        record.samples(rows_shown)
+        rows_shown = shown(experience, batch, state.step, max(SAMPLES_SHOWN, cfg.tracker.completions))
+        record.samples(rows_shown[:SAMPLES_SHOWN])
         done = state.spent(unit, meter.training) / amount
         last = done >= 1 or state.nan_in_a_row >= DIVERGED_AFTER
-        state.peak_memory = max(state.peak_memory, meter.peak_memory())
+        seconds = meter.end_step()
         timing = {
             "elapsed_s": sum(meter.total.values()),
-            "seconds": meter.end_step(),
+            "seconds": seconds,
             "peak_memory_bytes": state.peak_memory,
+            **throughput(metrics, cfg.samples, seconds),
             **parts.task.verifier_health(),
         }
         line = {**state.counters(), **metrics}
         record.step(state.step, line, timing)
         tracker.log({**line, **timing}, state.step)
         if cfg.tracker.completions and state.step % cfg.tracker.completions_every == 0:
-            tracker.completions(rows_shown[: cfg.tracker.completions], state.step)
+            asked = zip(rows_shown, experience.rows, strict=False)  # the record joins questions from the task instead
+            tracker.completions(
+                [{**row, "question": p.question, "gold": p.answer} for row, p in asked][: cfg.tracker.completions],
+                state.step,
+            )
         console.step(state.step, min(done, 1.0), line)
         if cfg.checkpoint.every and (last or state.step % cfg.checkpoint.every == 0):
             with meter.phase("ckpt"):
                 record.checkpoint(state.step, *to_checkpoint(parts, state))
         if state.nan_in_a_row >= DIVERGED_AFTER:
             return "diverged"
+        if looked or meter.step:  # evaluation and checkpoints are no part of the training's peak
+            meter.forget_peak()
     return "complete"
 
 
@@ -170,6 +190,8 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
         updated = learner.update(batch, state.step, progress)
     metrics = updated | metrics if old else metrics | updated  # scored KLs are of the policy that sampled
     state.updates += int(updated["policy/n_updates"])
+    if state.step <= algo.frozen_steps:
+        state.warmup_updates += cfg.epochs * cfg.minibatches
     state.trained_tokens += learner.trained_tokens
     state.flops += learner.flops
 
@@ -177,17 +199,18 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
     seen = {"samples": float(len(lengths)), **({"kl": measured} if measured is not None else {})}
     state.algo |= algo.next_state(replace(batch, state={**state.algo, **seen}))
     metrics["kl/coef"] = coefficient
+    metrics |= {"cost/gen_tokens": sum(lengths), "cost/train_tokens": learner.trained_tokens}
     health(state, metrics, updated)
     return experience, batch, metrics
 
 
-def final_evaluation(parts: Parts, state: State, record: RunRecord) -> dict[str, Any]:
+def final_evaluation(parts: Parts, state: State, record: RunRecord, console: Console) -> dict[str, Any]:
     """The one evaluation on test: the headline."""
     cfg = parts.cfg
     with parts.meter.phase("eval"):
         rows = evaluate(
             cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
-            parts.task.test(cfg.eval.test_n), "test", state.step, cfg.eval.samples,
+            parts.task.test(cfg.eval.test_n), "test", state.step, cfg.eval.samples, progress=console.evaluation,
         )  # fmt: skip
     record.evals(rows)
     return summarise(rows, cfg.eval.ks, cfg.task.answer)
@@ -202,9 +225,10 @@ def _baselines(
         def rows() -> list[Row]:
             console.note(f"evaluating the {phase} model on test, once for all runs of this study")
             test = task.test(cfg.eval.test_n)
-            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples)
+            progress = console.evaluation
+            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples, progress=progress)
 
-        key = baseline_key(cfg, task, weights, str(policy.dtype))
+        key = baseline_key(cfg, task, weights, str(policy.dtype), policy.device.type)
         folders[phase], summaries[phase] = baseline(directory.parent, phase, key, cfg, rows)
 
     folders: dict[str, str] = {}
@@ -215,7 +239,8 @@ def _baselines(
         measure("pretrained", pretrained)
     if key:
         warm_start(cfg, task, policy, tokenizer, key, lambda done, total: console.phase("warm start", done, total))
-        measure("base", pretrained + key)
+        key = model_fingerprint(policy.model)  # the weights themselves: another machine trains them to other bits
+        measure("base", key)
     else:  # without a warm start they are one model
         if not cfg.eval.pretrained:
             measure("pretrained", pretrained)

@@ -29,12 +29,12 @@ def signals(batch: Batch) -> dict[str, float]:
     if batch.old_logp is not None and batch.ref_logp is not None:
         for name, estimate in ops.KL_ESTIMATORS.items():
             out[f"kl/ref_{name}_token"] = float(ops.masked_mean(estimate(batch.old_logp, batch.ref_logp), mask))
-        out["kl/ref_seq"] = float((ops.kl_k1(batch.old_logp, batch.ref_logp) * mask).sum(1).mean())
+        out["kl/ref_seq"] = float((ops.kl_k1(batch.old_logp, batch.ref_logp) * mask).sum(1)[mask.any(1)].mean())
     if batch.values is not None and batch.returns is not None:
         out |= {
             "value/explained_var": float(ops.explained_variance(batch.values, batch.returns, mask)),
             "value/mean": float(ops.masked_mean(batch.values, mask)),
-            "value/first_token_mean": float(batch.values[:, 0].mean()),
+            "value/first_token_mean": float(batch.values[mask.any(1), 0].mean()),
             "value/return_mean": float(ops.masked_mean(batch.returns, mask)),
         }
     return out
@@ -64,6 +64,17 @@ def health(state: State, metrics: dict[str, Any], updated: dict[str, float]) -> 
             state.last[key] = metrics[key]
     metrics["health/skipped_updates"] = state.skipped_updates
     metrics["health/nan_steps"] = state.nan_steps
+
+
+def throughput(metrics: dict[str, Any], samples: int, seconds: dict[str, float]) -> dict[str, float]:
+    """Rates of a step, by the clock: perf/ and time/step_s; phases that took no measurable time give no rate."""
+    work = sum(s for name, s in seconds.items() if name not in ("eval", "ckpt"))
+    rates = {
+        "perf/gen_tok_s": (metrics["cost/gen_tokens"], seconds.get("rollout", 0.0)),
+        "perf/train_tok_s": (metrics["cost/train_tokens"], seconds.get("update", 0.0)),
+        "perf/samples_s": (samples, work),
+    }
+    return {"time/step_s": work, **{name: amount / s for name, (amount, s) in rates.items() if s > 0}}
 
 
 def shown(experience: Experience, batch: Batch, step: int, count: int) -> list[dict[str, Any]]:

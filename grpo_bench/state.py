@@ -32,6 +32,7 @@ class State:
     generated_tokens: int = 0
     trained_tokens: int = 0
     updates: int = 0
+    warmup_updates: int = 0  # of the critic alone, while the policy waited for it
     flops: float = 0.0
     algo: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,6 +51,8 @@ class State:
 
     def spent(self, unit: str, seconds: float) -> float:
         """How much of a budget in ``unit`` is used up."""
+        if unit == "updates":  # the critic's warm-up is charged
+            return float(self.updates + self.warmup_updates)
         return seconds if unit == "seconds" else float({**self.counters(), "tokens": self.generated_tokens}[unit])
 
 
@@ -114,7 +117,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def result_of(
-    parts: Parts, state: State, evals: dict[str, Any], baselines: dict[str, str], status: str
+    parts: Parts, state: State, evals: dict[str, Any], baselines: dict[str, str], status: str, reason: str = ""
 ) -> dict[str, Any]:
     """What result.json says beside the run's identity."""
     cfg, seconds = parts.cfg, parts.meter.total
@@ -122,12 +125,14 @@ def result_of(
     mean = sum(rewards) / max(len(rewards), 1)
     return {
         "status": status,
+        **({"reason": reason} if reason else {}),
         "budget": cfg.budget.model_dump(mode="json"),
         "baselines": baselines,
         "eval": evals,
         "cost": {
             "steps": state.step,
             **state.counters(),
+            "warmup_updates": state.warmup_updates,
             "seconds": {
                 **{name: seconds.get(name, 0.0) for name in ("rollout", "reward", "score", "update", "eval")},
                 "total": sum(seconds.values()),

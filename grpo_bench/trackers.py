@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from grpo_bench.files import write_atomic
 from grpo_bench.metrics import timing_metrics
-from grpo_bench.provenance import base_names
+from grpo_bench.provenance import without_places
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _require(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise UserError(f"tracker={package} needs a package: pip install 'grpo-bench[{package}]', or tracker=none")
+        raise UserError(f"tracker={package} needs a package: pip install -e '.[{package}]', or tracker=none")
 
 
 class Closing:
@@ -166,7 +166,7 @@ class Wandb(Closing):
             **{"job_type": cfg.arm or cfg.algo.name, "id": _attempt_id(directory, run_id, resumed)},
             "dir": str(directory.resolve()),
             "tags": [*cfg.tracker.tags, cfg.algo.name, cfg.task.name, cfg.model.name],
-            "config": base_names(cfg.model_dump(mode="json", by_alias=True), whole=True),
+            "config": without_places(cfg.model_dump(mode="json", by_alias=True)),
         }
         code = "from grpo_bench.wandb_process import main; main()"
         package = str(Path(__file__).resolve().parent.parent)
@@ -229,7 +229,7 @@ class Tensorboard(Closing):
         self._make = SummaryWriter
         self._writer: Any = None
         self._x = 0
-        self._config = base_names(cfg.model_dump(mode="json", by_alias=True), whole=True)
+        self._config = without_places(cfg.model_dump(mode="json", by_alias=True))
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         scalars = _scalars(metrics)

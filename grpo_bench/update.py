@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grpo_bench import ops
 from grpo_bench.cost import Size
-from grpo_bench.policy import Models, layout
+from grpo_bench.policy import Models, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
@@ -119,11 +119,13 @@ class Learner:
         rows = (order[:, None] * batch.group_size + torch.arange(batch.group_size)).flatten()
         return rows.to(batch.mask.device).chunk(self.cfg.minibatches)
 
+    @memory_errors()
     def update(self, batch: Batch, step: int, progress: float) -> dict[str, float]:
         """All updates of one step; returns metrics by the glossary's names.
 
         With ``target_kl`` a minibatch whose KL(old‖new) (token mean of k3) exceeds δ is not stepped on and ends the
-        step: its forward measures what the minibatches before it did.
+        step, the critic's updates too: its forward measures what the minibatches before it did. So ``policy/kl_old`` is
+        the KL before a step's last update; what that one adds is not measured. UserError when a GPU's memory runs out.
         """
         train_policy = step > self.algo.frozen_steps
         self.trained_tokens, self.flops = 0, 0.0
@@ -199,27 +201,35 @@ class Learner:
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
     def _charge(self, part: Batch, train_policy: bool) -> None:
-        """Tokens and FLOPs of one forward and backward (3 forwards) of the networks that are trained."""
+        """Tokens and FLOPs of one forward and backward of the networks that are trained.
+
+        A backward costs two forwards; one where all but adapters is frozen, since the weights' own gradients are not
+        computed. What gradient checkpointing computes again is not charged.
+        """
+        whole = 2 if self.models.policy.peft_model[0] is not None else 3  # in forwards
         completions = part.mask.sum(1)
         assert part.prompt_lengths is not None
         lengths = (part.prompt_lengths + completions).long().tolist()
         tokens = int(completions.sum())
         if train_policy:
             self.trained_tokens += tokens
-            self.flops += 3 * self.size.forward(lengths, tokens)
+            self.flops += whole * self.size.forward(lengths, tokens)
         elif self.shared:
             self.flops += self.size.forward(lengths, 0)
         if self.critic is not None:
-            self.flops += 3 * self.size.forward(lengths, 0)
+            self.flops += whole * self.size.forward(lengths, 0)
 
     def _observe(
         self, part: Batch, logp: Tensor, entropy: Tensor, sums: dict[str, float], ratios: list[tuple[float, float]]
     ) -> None:
-        """Sums over tokens of what a dashboard shows of the update."""
+        """Sums over tokens of what a dashboard shows of the update.
+
+        The ratio is the one that the algorithm clips: a whole answer's counts once for each of its tokens.
+        """
         assert part.old_logp is not None
         assert part.advantages is not None
         mask = part.mask
-        ratio = torch.exp(logp - part.old_logp)
+        ratio = torch.exp(self.algo.log_ratio(logp, part))
         low, high = self.algo.clip_range
         on = mask.bool()
         if part.ref_logp is not None:

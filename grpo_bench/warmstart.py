@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import nn
 
 from grpo_bench.files import disk_errors, write_atomic
-from grpo_bench.policy import Policy, layout
+from grpo_bench.policy import Policy, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.finish import end_tokens
 from grpo_bench.tasks import Task
@@ -96,6 +96,7 @@ def _sha256(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").hexdigest().encode()
 
 
+@memory_errors()
 def _train(cfg: Config, task: Task, policy: Policy, tokenizer: Any, progress: Callable[[int, int], None]) -> None:
     warm = cfg.model.warmstart
     # nothing of the arm's own settings: all arms start from one model

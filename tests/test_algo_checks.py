@@ -75,7 +75,11 @@ def test_a_whole_answer_loss_needs_the_mean_over_answers(aggregation: str) -> No
         ("grpo", {"algo__kl__estimator": "k1", "kl_coef": 0.0}, []),
         ("grpo", {"algo__kl__estimator": "k1", "algo__kl__place": "reward"}, []),
         ("grpo", ONE_UPDATE, [INERT_CLIP]),
-        ("grpo", {**ONE_UPDATE, "algo__surrogate": "logprob"}, []),
+        (
+            "grpo",
+            {**ONE_UPDATE, "algo__surrogate": "logprob"},
+            ["algo.surrogate=logprob has no ratio: algo.ratio, clip_low and clip_high are inert"],
+        ),
         ("grpo", {"epochs": 2, "minibatches": 1}, []),
         ("grpo", {"epochs": 1, "minibatches": 2}, []),
         (

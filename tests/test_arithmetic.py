@@ -44,6 +44,24 @@ def test_test_and_dev_are_fixed_distinct_chains() -> None:
     assert {p.meta["steps"] for p in test} == {2, 3, 4}
 
 
+def test_settings_that_leave_nothing_to_draw_are_refused() -> None:
+    # operands and results this small leave one chain, 1 - 1, or a few of one length; their hashes decide the split
+    one = {"operands": (1, 1), "results": (0, 1), "steps": (1, 1)}
+    made = task(arithmetic=one)
+    there = split_of((1, -1))
+    reach = {"train": lambda: made.train_problem(0), "dev": lambda: made.dev(1), "test": lambda: made.test(1)}
+    for split, read in reach.items():
+        if split == there:
+            assert read()
+        else:
+            with pytest.raises(UserError, match=f"too few different chains, none of them for {split}"):
+                read()
+    with pytest.raises(UserError, match="contain an operand"):  # the first number is at most 9
+        task(arithmetic={"operands": (1, 9), "results": (20, 40), "steps": (1, 2)})
+    with pytest.raises(UserError, match="10,000 chains drawn and none stays within"):
+        task(arithmetic={"operands": (9, 9), "results": (9, 18), "steps": (60, 60)}).train_problem(0)
+
+
 def test_splits_share_no_chain() -> None:
     t = usual()
     train = [t.train_problem(i) for i in range(4000)]

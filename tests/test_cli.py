@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from grpo_bench import cli
-from grpo_bench.jobs import child_command, duration, life, outcome
+from grpo_bench import cli, jobs
+from grpo_bench.config import run_dir
+from grpo_bench.jobs import Pool, child_command, duration, life, outcome
 from grpo_bench.preflight import preflight
-from grpo_bench.resume import complete_line, standing
+from grpo_bench.resume import complete_line, is_complete, standing
 from grpo_bench.types import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -38,7 +40,7 @@ def run(cfg, directory):
         raise UserError("the data are not there; give task.path=...")
     if cfg.group_size == 16:
         raise RuntimeError("boom")
-    if cfg.seed == 9:
+    if cfg.seed in (9, 19):
         time.sleep(60)
     result = {"status": "complete", "git_sha": "0" * 40, "row": cfg.row, "eval": {"final": {"greedy": {"acc": 0.625}}}}
     (directory / "result.json").write_text(json.dumps(result))
@@ -120,7 +122,24 @@ def start(tmp_path: Path, env: dict[str, str], *arguments: str) -> subprocess.Po
         (["--config-path", "x"], "error: --config-path and --experimental-rerun are not supported"),
         (["seed"], "error: 'seed' is not key=value"),
         (["task.stop=[a"], "error: 'task.stop=[a' is not key=value"),
-        (["task.path=/nowhere/at/all"], "    task.path=/nowhere/at/all: there is no such file or folder\n"),
+        (
+            ["task=gsm8k", "model=smollm2-135m", "task.path=/nowhere/at/all"],
+            "    task.path=/nowhere/at/all: there is no such file or folder\n",
+        ),
+        (
+            ["task=gsm8k", "model=smollm2-135m", "task.path=sweeps"],
+            "    task.path=sweeps: no train.jsonl or train.parquet there (found: ",
+        ),
+        (
+            ["-m", "budget.amount=512,1024", "threads=1,2"],
+            "error: 4 of 4 jobs would write the same 1 run folder(s): they differ in budget.amount, threads alone, "
+            "and not in what makes a run its own; give one value of budget.amount, threads\n",
+        ),
+        (
+            ["-m", "lr=1e-5,0.00001", "seed=0,1"],
+            "error: 4 of 4 jobs would write the same 2 run folder(s): a value is given twice;",
+        ),
+        (["-m", "seed=0,0,1"], "error: 2 of 3 jobs would write the same 1 run folder(s): a value is given twice;"),
         (["model=hf", "model.path=nothing.gguf"], "    model.path=nothing.gguf: there is no such file or folder\n"),
         (["study.name=x", "study.baseline=grpo_8"], "    study: arm 'grpo_8' is not known; did you mean 'grpo_g8'"),
         (["dialect=x"], "    dialect=x is not known to algo=grpo"),
@@ -192,6 +211,9 @@ def test_cfg_job_shows_what_would_run(capsys: pytest.CaptureFixture[str], monkey
     assert (shown["seed"], shown["algo"]["lam"], shown["device"]) == (4, 1.0, "cpu")
     assert shown["lr"] > 0  # resolved
     assert shown["critic_lr"] > 0
+    assert "# prompts per step: 256; completions per step: 256\n" in out  # PPO: one completion per prompt
+    assert "# updates per step: 4 (2 epochs x 2 minibatches)\n" in out
+    assert "# steps for 10240 samples: 40; updates: 160\n" in out  # 10240 / 256 = 40, 40 x 4 = 160
     code, out, _ = call(capsys, monkeypatch, "--cfg", "job", "-m", "arm=grpo_g4,grpo_g8", "seed=0,1")
     assert [part["row"] for part in yaml.safe_load_all(out)] == ["grpo_g4", "grpo_g4", "grpo_g8", "grpo_g8"]
 
@@ -276,6 +298,78 @@ def test_a_sweep_survives_its_jobs(tmp_path: Path, fake: dict[str, str]) -> None
     assert sorted(int(job["row"].partition("=")[2]) for job in merged) == [2, 4, 8, 16, 32]
 
 
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_an_error_of_the_parent_in_one_job_is_that_jobs(
+    parallel: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def job(cfg: Any, command: list[str], label: str) -> bool:
+        if cfg.seed == 0:
+            raise UserError("cannot write there")
+        if cfg.seed == 1:
+            raise OSError(5, "Input/output error")
+        jobs.say(f"{label} done")
+        return True
+
+    monkeypatch.setattr(jobs, "run_job", job)
+    plan = preflight([f"results={tmp_path}", f"parallel={parallel}", "seed=0,1,2"], multirun=True)
+    pool = Pool()
+    for number, planned in enumerate(plan.jobs):
+        pool.start(planned.config, [], f"#{number}")
+    pool.wait()
+    lines = sorted(capsys.readouterr().out.splitlines())
+    assert lines == ["#0 FAILED: cannot write there", "#1 FAILED: OSError: [Errno 5] Input/output error", "#2 done"]
+    assert pool.failed == {run_dir(planned.config) for planned in plan.jobs[:2]}
+
+
+def test_jobs_side_by_side(tmp_path: Path, fake: dict[str, str]) -> None:
+    arguments = ["-m", "group_size=8,2,32", "parallel=2", "threads=1", "results=out"]
+    blocked = run_dir(preflight(["group_size=32", f"results={tmp_path / 'out'}"]).jobs[0].config)
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("")  # a file where the folder of the last job should be
+    done = subprocess.run(command(*arguments), cwd=tmp_path, env=fake, capture_output=True, text=True)
+    lines = {line.partition(" ")[0]: line for line in done.stdout.splitlines() if line.startswith("#")}
+    assert done.returncode == 1, done.stderr
+    assert sorted(lines) == ["#1/3", "#2/3", "#3/3"]
+    assert " done " in lines["#1/3"]
+    assert "the data are not there" in lines["#2/3"]
+    assert "FAILED: FileExistsError" in lines["#3/3"]
+    assert "error: 2 of 3 jobs are not complete" in done.stderr
+
+
+def test_a_sweep_from_the_start_ends_as_what_it_did(tmp_path: Path, fake: dict[str, str]) -> None:
+    arguments = ["-m", "group_size=8,2", "results=out", "resume=false", "isolate=false"]
+    for size in (8, 2):  # both complete before; the second fails now, before it touches its record
+        cfg = preflight([f"group_size={size}", f"results={tmp_path / 'out'}"]).jobs[0].config
+        folder = run_dir(cfg)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+        (folder / "result.json").write_text('{"status": "complete"}')
+    done = subprocess.run(command(*arguments), cwd=tmp_path, env=fake, capture_output=True, text=True)
+    assert "#1/2 grpo group_size=8 seed=0 done" in done.stdout
+    assert "#2/2 grpo group_size=2 seed=0 FAILED" in done.stdout
+    assert done.returncode == 1
+    assert "error: 1 of 2 jobs are not complete" in done.stderr  # not both, and not none
+
+
+def test_a_full_disk_at_the_log_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jobs, "open", full, raising=False)
+    cfg = preflight([f"results={tmp_path}"]).jobs[0].config
+    with pytest.raises(UserError, match=r"cannot write .*stdout\.log: no space left on the disk"):
+        jobs.run_job(cfg, [sys.executable, "-c", ""], "#1/1")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"jobs": [1]}', '{"jobs": null}'])
+def test_a_damaged_list_of_jobs_is_one_line(content: str, tmp_path: Path) -> None:
+    plan = preflight([f"results={tmp_path}", "study.name=x"])
+    plan.open_results()
+    (tmp_path / "x-arithmetic" / "jobs.json").write_text(content)
+    with pytest.raises(UserError, match=r"jobs\.json cannot be read; delete it"):
+        plan.write_jobs()
+
+
 def test_jobs_in_one_process(tmp_path: Path, fake: dict[str, str]) -> None:
     arguments = ["-m", "group_size=8,2", "isolate=false", "results=out"]
     done = subprocess.run(command(*arguments), cwd=tmp_path, env=fake, capture_output=True, text=True)
@@ -341,6 +435,23 @@ def test_no_orphan_is_left(tmp_path: Path, fake: dict[str, str], sent: signal.Si
     assert "seed=10" not in out  # nothing was started after it
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_orphan_of_jobs_side_by_side(tmp_path: Path, fake: dict[str, str]) -> None:
+    parent = start(tmp_path, fake, "-m", "seed=9,19,10", "parallel=2", "threads=1", "results=out")
+    deadline = time.monotonic() + 60
+    while len(states := list((tmp_path / "out").glob("**/state.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.1)
+    children = [int(json.loads(state.read_text())["pid"]) for state in states]
+    parent.send_signal(signal.SIGTERM)
+    out, err = parent.communicate(timeout=60)
+    assert len(children) == 2
+    assert parent.returncode == 143, err
+    assert all(map(gone, children))
+    assert "Traceback" not in err
+    assert "seed=10" not in out  # nothing was started after them
+
+
 def test_child_command_quotes_the_row() -> None:
     line = child_command(["arm=a", "hydra/launcher=joblib", "hydra.mode=MULTIRUN"], "demo", "sweeps", "a stop='x'")
     assert line[1:] == [
@@ -373,6 +484,9 @@ def test_standing_of_a_record(tmp_path: Path) -> None:
     assert standing(cfg, tmp_path) == "complete"
     assert standing(with_budget(cfg, 2000), tmp_path) == "extended"
     assert standing(cfg.model_copy(update={"resume": False}), tmp_path) == "new"
+    assert is_complete(cfg.model_copy(update={"resume": False}), tmp_path)
+    assert not is_complete(with_budget(cfg, 2000), tmp_path)
+    assert not is_complete(cfg, tmp_path / "absent")
     with pytest.raises(UserError, match=r"budget.amount=500 is less than the 1000 samples of .*cut short"):
         standing(with_budget(cfg, 500), tmp_path)
 
@@ -398,6 +512,10 @@ def test_skipping_says_when_the_commit_differs(tmp_path: Path, monkeypatch: pyte
     assert "skipped (by commit ffffffff, this is aaaaaaaa)" in complete_line(tmp_path)
     monkeypatch.setattr("grpo_bench.provenance.git_sha", lambda: "f" * 40)
     assert "commit" not in complete_line(tmp_path)
+    missing = f"its export is missing: run python -m grpo_bench.evaluate checkpoint={tmp_path} export={tmp_path}/export"
+    assert complete_line(tmp_path, export=True).endswith(missing)
+    (tmp_path / "export").mkdir()
+    assert "export" not in complete_line(tmp_path, export=True).replace(str(tmp_path), "")
 
 
 def test_signs_of_life(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hydra.core.override_parser.types import QuotedString
 
 from grpo_bench.compose import compose, composing
 from grpo_bench.config import Config, config_hash, parse, plain, run_dir, run_id, warnings
-from grpo_bench.config_checks import divisors, total_updates
+from grpo_bench.config_checks import divisors, total_steps, total_updates
 from grpo_bench.config_errors import ConfigError, hint
 from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import fingerprint
@@ -211,6 +212,19 @@ def test_device_and_dtype() -> None:
         (["kl_coef=-1"], "kl_coef=-1: should be greater than or equal to 0"),
         (["algo=ppo", "algo.lam=1.1"], "algo.lam=1.1: should be less than or equal to 1"),
         (["device=gpu"], "device='gpu': should be 'auto', 'cpu' or 'cuda'"),
+        (["optim.betas=[0.9,1]"], "optim.betas.1=1: should be less than 1"),
+        (["optim.betas=[-0.1,0.99]"], "optim.betas.0=-0.1: should be greater than or equal to 0"),
+        (["task.path=data"], "task.path=data: task=arithmetic makes its problems itself"),
+        (["task.filters.limit=5"], "task.filters.limit=5: task=arithmetic makes its problems itself"),
+        (["task.filters.steps=[2]"], "task.filters.steps belongs to task=gsm8k, not to task=arithmetic"),
+        ([*LONG, "task=gsm8k", "task.math500_path=m"], "task.math500_path=m belongs to task=math, not to task=gsm8k"),
+        ([*LONG, "model.path=w", "model.revision=main"], "model.revision=main is of the hub, and model.path=w wins"),
+        (["task.stop=['']"], "task.stop contains an empty string"),
+        (["reward.parts.correct=0"], "reward.parts: all weights are 0"),
+        (
+            [*LONG, "task=custom", "task.hub=a/b", "task.eval_split=train"],
+            "task.split and task.eval_split are both train",
+        ),
         (["eval.n=0"], "eval.n=0: should be greater than or equal to 1"),
         (["lr=inf"], "lr=inf: should be"),
         (["study.name='Über/x'"], "study.name='Über/x': String should match pattern"),
@@ -264,6 +278,31 @@ def test_contradictions_of_an_algorithm_are_raised_by_parse() -> None:
         make("algo.kl.control=adaptive", "kl_coef=0")
     with pytest.raises(UserError, match="dialect=nonsense is not known"):
         make("dialect=nonsense")
+    adaptive = ["algo.kl.control=adaptive"]  # 0.2 x 256 samples = 51.2: a step may change the coefficient by all of it
+    with pytest.raises(UserError, match=r"horizon=51 is too short for the 256 samples .*give more than 51.2"):
+        make(*adaptive, "algo.kl.horizon=51")
+    assert make(*adaptive, "algo.kl.horizon=52").algo.kl.horizon == 52
+
+
+@pytest.mark.parametrize(("name", "value"), [("refill", True), ("extra_rollouts", "greedy")])
+def test_what_the_run_does_not_do_yet_is_refused(name: str, value: Any) -> None:
+    cfg = make()
+    kind = type("Wanting", (type(cfg.algo),), {name: property(lambda self: value)})
+    algo = kind.model_validate(cfg.algo.model_dump(by_alias=True))
+    with pytest.raises(UserError, match=f"algo=grpo asks for {name}.*not supported by the run yet"):
+        algo.check(cfg)
+
+
+def test_own_data_may_name_their_splits_as_they_like() -> None:
+    cfg = make("task=custom", *LONG, "task.hub=a/b", "task.split=train_sft", "task.eval_split=validation")
+    assert (cfg.task.split, cfg.task.eval_split) == ("train_sft", "validation")
+
+
+def test_a_kl_that_is_not_finite_leaves_the_coefficient_alone() -> None:
+    algo = make("algo.kl.control=adaptive").algo
+    for kl in (float("nan"), float("inf")):
+        batch: Any = SimpleNamespace(kl_coef=0.03, state={"kl": kl, "samples": 256.0})
+        assert algo.next_state(batch) == {"kl_coef": 0.03}
 
 
 def test_plain_data_without_an_algorithm() -> None:
@@ -284,6 +323,7 @@ def test_plain_data_without_an_algorithm() -> None:
         (["critic_lr=0.1"], "critic_lr=0.1 is inert: algo=grpo trains no critic"),
         (["model.critic=shared"], "model.critic=shared is inert"),
         (["checkpoint.every=0"], "checkpoint.every=0"),
+        (["parallel=2"], "parallel=2 with threads=null: each job takes all CPU cores"),
         (["target_kl=0.01", "epochs=1", "minibatches=1"], "target_kl is inert with one update per rollout"),
         (["epochs=1", "minibatches=1"], "the clip is inert with one update per rollout"),
         (["algo.kl.estimator=k1"], "algo.kl.estimator=k1 in the loss"),
@@ -302,7 +342,9 @@ def test_updates_of_a_run() -> None:
     # 10240 / 256 = 40 steps of 2 epochs x 2 minibatches; 10241 needs a 41st step
     assert total_updates(make()) == 160
     assert total_updates(make("budget.amount=10241")) == 164
-    assert total_updates(make("budget.unit=flops")) is None
+    assert total_updates(make("budget.unit=flops")) is total_steps(make("budget.unit=flops")) is None
+    assert total_steps(make("budget.amount=10241")) == 41
+    assert total_steps(make("budget.unit=updates", "budget.amount=9")) == 3  # 9 / (2 x 2), up
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 
@@ -386,6 +428,56 @@ def test_paths_count_by_their_content(tmp_path: Path) -> None:
     hashes = {config_hash(make(*LONG, f"model.path={tmp_path / name}.gguf")) for name in "ab"}
     assert len(hashes) == 1
     assert config_hash(make(*LONG)) not in hashes
+
+
+def test_the_hash_has_the_files_that_are_read_and_no_others(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    (folder / "main").mkdir(parents=True)  # as the hub stores it: in a folder named after the config
+    for split in ("train", "test"):
+        (folder / "main" / f"{split}.jsonl").write_text("{}\n")
+
+    def now() -> str:
+        return config_hash(make("task=gsm8k", *LONG, f"task.path={folder}"))
+
+    before = now()
+    (folder / "README.md").write_text("notes")
+    assert now() == before
+    (folder / "main" / "test.jsonl").write_text("{ }\n")
+    assert now() != before
+
+
+def test_the_hash_has_math500_beside_math(tmp_path: Path) -> None:
+    for name, splits in (("math", ("train", "test")), ("math500", ("test",))):
+        (tmp_path / name).mkdir()
+        for split in splits:
+            (tmp_path / name / f"{split}.jsonl").write_text("{}\n")
+
+    def now(*more: str) -> str:
+        return config_hash(make("task=math", *LONG, f"task.path={tmp_path / 'math'}", *more))
+
+    before, without = now(), now("task.split=7.5k", "task.eval_split=test")
+    assert now(f"task.math500_path={tmp_path / 'math500'}") == before  # named or found
+    (tmp_path / "math500" / "test.jsonl").write_text("{ }\n")
+    assert now() != before
+    assert now("task.split=7.5k", "task.eval_split=test") == without  # not read there
+
+
+def test_the_hash_has_weights_and_tokenizer_of_a_model_folder(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+
+    def now() -> str:
+        return config_hash(make("model=hf", f"model.path={tmp_path}"))
+
+    before = now()
+    (tmp_path / "README.md").write_text("notes")
+    (tmp_path / "optimizer.pt").write_text("state")
+    assert now() == before
+    hashes = {before}
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text(f"another {name}")
+        hashes.add(now())
+    assert len(hashes) == 4
 
 
 def test_a_fingerprint_sees_changes_in_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,3 +92,11 @@ def test_custom_needs_a_path(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", rows)
     with pytest.raises(UserError, match="id 'a' is in both splits"):
         load_task(config("custom", path=str(tmp_path)), 0)
+
+
+def test_custom_splits_of_any_names(tmp_path: Path) -> None:
+    for split, numbers in (("train_sft", range(12)), ("validation", range(20, 24))):
+        write(tmp_path / f"{split}.jsonl", [{"question": f"{n} + 0?", "answer": str(n)} for n in numbers])
+    task = load_task(config("custom", path=str(tmp_path), split="train_sft", eval_split="validation"), 0)
+    assert {problem.id for problem in task.test(None)} == {f"custom/validation/{i}" for i in range(4)}
+    assert task.train_problem(0).id.startswith("custom/train_sft/")

@@ -11,8 +11,19 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from task_data import config
 
-from grpo_bench.tasks.data import BadRow, Row, find_files, parse_rows, read_files, read_hub, read_split, text_field
+from grpo_bench.tasks.data import (
+    BadRow,
+    Row,
+    find_files,
+    local_files,
+    parse_rows,
+    read_files,
+    read_hub,
+    read_split,
+    text_field,
+)
 from grpo_bench.types import Problem, UserError
 
 ROWS = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2 + 2?\u2028Say.", "answer": "#### 4"}]
@@ -119,6 +130,24 @@ def test_missing_folder_missing_split_file_for_a_folder_and_two_formats(tmp_path
     write(tmp_path, "train.parquet", ROWS)
     with pytest.raises(UserError, match=r"holds both train\.jsonl and train\.parquet"):
         read_split(str(tmp_path), None, None, "train")
+
+
+def test_local_files_are_those_that_loading_reads(tmp_path: Path) -> None:
+    math, other = tmp_path / "math", tmp_path / "elsewhere"
+    train, test = write(math, "train.jsonl", ROWS), write(math / "data", "test-00000-of-00001.parquet", ROWS)
+    beside, own = write(tmp_path / "math500", "test.jsonl", ROWS), write(other, "test.jsonl", ROWS)
+    write(math, "validation.jsonl", ROWS)
+    path = str(math)
+    assert local_files(config("math")) == {}
+    assert local_files(config("math", path=path)) == {"path": [train, test], "math500_path": [beside]}
+    assert local_files(config("math", path=path, math500_path=str(other)))["math500_path"] == [own]
+    assert local_files(config("math", math500_path=str(other))) == {"math500_path": [own]}  # the rest from the hub
+    assert local_files(config("math", path=path, split="7.5k", eval_split="test")) == {"path": [train, test]}
+    named = {"split": "test", "eval_split": "validation"}
+    assert local_files(config("custom", path=path, **named)) == {"path": [test, math / "validation.jsonl"]}
+    assert local_files(config("custom", path=str(train))) == {"path": [train]}
+    with pytest.raises(UserError, match=r"no train\.jsonl or train\.parquet there"):
+        local_files(config("gsm8k", path=str(other)))
 
 
 def test_empty_split_and_no_source_at_all(tmp_path: Path) -> None:

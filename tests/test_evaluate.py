@@ -10,7 +10,7 @@ from model_data import make
 
 from grpo_bench.evaluate import evaluate, flat, summarise
 from grpo_bench.policy import Policy
-from grpo_bench.rollout import Noise, Sampling
+from grpo_bench.rollout import Noise, Progress, Sampling
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.tasks import load_task
 from grpo_bench.tiny import tiny_model, tiny_tokenizer
@@ -107,7 +107,10 @@ class Engine:
         group_size: int,
         sampling: Sampling,
         noise: Noise,
+        progress: Progress | None = None,
     ) -> Rollouts:
+        if progress is not None:
+            progress(len(prompt_ids) * group_size)
         self.seen.append((sampling, noise, group_size))
         texts = ["#### 1", "#### 2", "#### 1"][:group_size] * len(prompt_ids)
         finished = [True, True, False][:group_size] * len(prompt_ids)
@@ -157,3 +160,14 @@ def test_every_arm_and_seed_is_asked_with_the_same_numbers() -> None:
         rows.append(evaluate(cfg, task, policy, tokenizer, NativeEngine(None), task.test(4), "test", 0, 2))
     assert rows[0] == rows[1]
     assert len({r["response"] for r in rows[0] if r["mode"] == "sampled"}) > 4
+
+
+def test_progress_counts_greedy_and_sampled_answers_together() -> None:
+    cfg = make()
+    task, seen = load_task(cfg.task, 0), []
+    assert cfg.model.tiny is not None
+    evaluate(
+        cfg, task, None, tiny_tokenizer(cfg.model.tiny), Engine(), task.dev(3), "dev", 0, 2,  # type: ignore[arg-type]
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(3, 9), (9, 9)]  # 3 greedy, then 6 sampled

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from model_data import ARCHITECTURES, batch_of, make, network, ragged, same, snapshot
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from grpo_bench.config import LoraConfig, ModelConfig
-from grpo_bench.policy import Policy, layout, load_model, load_tokenizer, make_models
+from grpo_bench.policy import Policy, check_lengths, layout, load_model, load_tokenizer, make_models
 from grpo_bench.policy.score import score
 from grpo_bench.rollout.finish import end_tokens
 from grpo_bench.tiny import tiny_tokenizer
@@ -115,10 +115,28 @@ def test_export_and_load_give_the_same_model(kind: str, tmp_path: Path) -> None:
 def test_a_loaded_model_has_no_dropout_even_in_train_mode(tmp_path: Path) -> None:
     network("gpt2", double=False).save_pretrained(tmp_path)  # GPT-2 is published with dropout 0.1
     model = load_model(hf(tmp_path, gradient_checkpointing=True), CPU)
-    assert model.training  # checkpointing works in train mode only
+    model.train()
     rows = layout(batch_of(ragged(5)), torch.arange(5))
     own = Policy(model, torch.float32)
     torch.testing.assert_close(own.logp(rows, 1.0)[0], own.logp(rows, 1.0)[0], rtol=0, atol=0)
+
+
+def test_functional_dropout_is_off_too(tmp_path: Path) -> None:
+    OPTForCausalLM(
+        OPTConfig(vocab_size=61, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, dropout=0.5,
+                  word_embed_proj_dim=16, max_position_embeddings=64)
+    ).save_pretrained(tmp_path)  # fmt: skip
+    model, ids = load_model(hf(tmp_path), CPU), torch.arange(9)[None]
+    assert torch.equal(model.eval()(ids).logits, model.train()(ids).logits)
+
+
+def test_answers_longer_than_the_models_positions_are_refused_in_one_line() -> None:
+    model = network("gpt2", double=False)  # 96 positions
+    fits = make("task.max_prompt_tokens=64", "task.max_new_tokens=32")
+    check_lengths(model, fits)
+    with pytest.raises(UserError, match=r"max_prompt_tokens=64 \+ task\.max_new_tokens=33 are more than the 96") as e:
+        check_lengths(model, make("task.max_prompt_tokens=64", "task.max_new_tokens=33"))
+    assert "\n" not in str(e.value)
 
 
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -156,9 +174,9 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(sign)))
     assert torch.equal(load_model(hf(tmp_path), CPU).get_input_embeddings().weight, model.get_input_embeddings().weight)
     safe.unlink()
-    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
+    assert "holds only pickled weights (pytorch_model.bin)" in refusal(hf(tmp_path))
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # an honest one is refused as well
-    assert "weights must be safetensors or GGUF" in refusal(hf(tmp_path))
+    assert "holds only pickled weights (pytorch_model.bin)" in refusal(hf(tmp_path))
     assert not sign.exists()
 
 
@@ -167,6 +185,8 @@ def test_code_of_a_model_is_run_on_request_only(tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(f"open({str(sign)!r}, 'w').close()\n")
     auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": auto}))
+    network("llama", double=False).save_pretrained(tmp_path / "weights")
+    (tmp_path / "weights" / "model.safetensors").rename(tmp_path / "model.safetensors")
     assert "allow it with model.trust_remote_code=true" in refusal(hf(tmp_path))
     assert not sign.exists()
 

@@ -37,9 +37,14 @@ class Settings(BaseModel):
 
     resume: bool = True
     checkpoint: CheckpointSettings = CheckpointSettings()
-    path: str = "/home/somebody/data/gsm8k"
-    relative: str = "../shared/data"
-    prompt: str = "/no_think\nQuestion: {question} in /a/b\n"
+    results: str = "../results"
+    task: dict[str, Any] = {
+        "path": "/home/somebody/data/gsm8k",
+        "hub": "openai/gsm8k",
+        "stop": ["/a/b", "~/x/y"],
+        "prompt": {"template": "/no_think/hard {question}", "system": "/a/b in /c/d"},
+    }
+    model: dict[str, Any] = {"id": None, "path": "~/models/tiny.gguf"}
 
 
 META = {
@@ -152,9 +157,11 @@ def test_result_begins_with_the_identity(unbroken):
 
 def test_config_keeps_prompts_and_hides_where_things_lie(unbroken):
     config = yaml.safe_load((unbroken / "config.yaml").read_text())
-    assert config["path"] == "gsm8k"
-    assert config["relative"] == "../shared/data"
-    assert config["prompt"] == Settings().prompt
+    assert config["task"]["path"] == "gsm8k"
+    assert config["model"] == {"id": None, "path": "tiny.gguf"}
+    assert config["results"] == "../results"
+    for key in ("hub", "stop", "prompt"):  # slashes and all
+        assert config["task"][key] == Settings().task[key]
 
 
 def test_provenance_has_one_entry_per_attempt_and_nothing_private(tmp_path):
@@ -303,6 +310,9 @@ def test_resume_false_starts_anew(tmp_path, unbroken):
     run = tmp_path / "run"
     toy_run(run, 6)
     toy_run(run, 7)
+    for name in ("tensorboard", "export", ".export.old.tmp"):  # of the run before, the last one half removed
+        (run / name).mkdir()
+        (run / name / "file").write_text("old")
     toy_run(run, 7, resume=False)
     assert outcome(run, 7) == outcome(unbroken, 7)
     assert visible(run) == visible(unbroken)
@@ -389,9 +399,10 @@ def test_stop_says_why_in_one_line_without_paths(tmp_path):
 def test_diverged_run_with_its_last_accuracy(tmp_path):
     with closing(RunRecord(tmp_path, Settings(), meta=META)) as record:
         record.start()
-        result = record.finish({"status": "diverged", "eval": {}})
+        result = record.finish({"status": "diverged", "reason": "loss not finite in 5 steps", "eval": {}})
     assert result["status"] == read_json(tmp_path / "result.json")["status"] == "diverged"
-    assert read_json(tmp_path / "state.json")["status"] == "diverged"
+    state = read_json(tmp_path / "state.json")
+    assert (state["status"], state["reason"]) == ("diverged", "loss not finite in 5 steps")
 
 
 def test_unknown_names_and_missing_keys_are_programming_errors(tmp_path):

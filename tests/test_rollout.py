@@ -111,6 +111,27 @@ def test_engines_are_named_by_the_config() -> None:
     assert isinstance(make_engine(make("rollout=hf").rollout), HFEngine)
 
 
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("sampling", [SAMPLED, Sampling(0.9, 12, top_p=0.7, top_k=40)])
+def test_hf_samples_are_the_native_ones_however_rows_are_batched(kind: str, sampling: Sampling) -> None:
+    policy, tok = model(kind), tokenizer()
+    native = NativeEngine(None).generate(policy, tok, PROMPTS, 3, sampling, NOISE)
+    assert len({len(row) for row in native.completion_ids}) > 3
+    for batch_size in (None, 5):
+        assert HFEngine(batch_size).generate(policy, tok, PROMPTS, 3, sampling, NOISE) == native
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_engines_tell_how_many_completions_have_ended(batch_size: int | None) -> None:
+    policy, tok = model(), tokenizer()
+    for engine in (NativeEngine(batch_size), HFEngine(batch_size)):
+        seen: list[int] = []
+        engine.generate(policy, tok, PROMPTS, 3, SAMPLED, NOISE, seen.append)
+        assert seen == sorted(set(seen))
+        assert seen[-1] == 12
+        assert batch_size is None or {5, 10, 12} <= set(seen)
+
+
 def test_hf_samples_follow_seed_and_step_and_leave_torchs_randomness_alone() -> None:
     policy, tok = model(), tokenizer()
     torch.manual_seed(0)
@@ -324,8 +345,9 @@ def test_models_with_sliding_windows_keep_transformers_cache() -> None:
 
 def test_batches_are_sized_by_the_cache_and_repeat_on_resume() -> None:
     policy = model()
-    # 2 GiB / (2 tensors · 2 layers · 1 head · 8 wide · 4 bytes · 100 positions) = 2^31 / 12800
-    assert NativeEngine(None).rows_at_once(policy, 100) == 2**31 // 12800
+    # a row's cache is 2 tensors · 2 layers · 1 head · 8 wide · 4 bytes · 100 positions = 12,800 bytes, and choosing its
+    # token takes 512 words · 28 bytes = 14,336: of 2 GiB, 2^31 / 27,136 = 79,137
+    assert NativeEngine(None).rows_at_once(policy, 100) == 79_137
     assert NativeEngine(6).rows_at_once(policy, 100) == 6
 
 

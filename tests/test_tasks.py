@@ -288,3 +288,11 @@ def test_grades_follow_the_answer_rule(gsm8k: Callable[..., DatasetTask], math: 
     assert [g.strict for g in grades] == [True, False]
     task.close()
     assert task.verifier is None
+
+
+def test_a_dev_slice_of_long_prompts_is_one_line(gsm8k: Callable[..., DatasetTask]) -> None:
+    task = gsm8k(max_prompt_tokens=60)
+    dev = {problem.id for problem in task.dev(99)}
+    task._long_prompts = lambda _: dict.fromkeys(dev, 70)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"every dev prompt is longer .*max_prompt_tokens=60; the shortest has 70"):
+        task.fit(None)

@@ -72,7 +72,7 @@ def test_none(tmp_path):
 
 def test_missing_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'grpo-bench\[wandb\]', or tracker=none"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[wandb\]', or tracker=none"):
         make_tracker(settings("wandb"), tmp_path, "r", None, False)
 
 

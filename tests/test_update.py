@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from grpo_bench.algos import Algorithm
 from grpo_bench.config import Config
 from grpo_bench.policy import Models, make_models
 from grpo_bench.policy.score import score
-from grpo_bench.types import Batch
+from grpo_bench.types import Batch, Rollouts
 from grpo_bench.update import Learner, Optimiser, take
 
 GRPO = ("algo=grpo", "group_size=2", "samples_per_step=8", "lr=0.01")
@@ -105,7 +106,7 @@ def test_the_gradient_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) ->
     recorder = Recorder(monkeypatch)
     learner, models, cfg = learner_of(*GRPO, "epochs=1", "minibatches=1", "kl_coef=0.1", "micro_batch_tokens=20")
     with torch.no_grad():
-        models.reference.model.get_input_embeddings().weight.add_(0.1)  # type: ignore[union-attr]
+        models.reference.model.get_input_embeddings().weight.add_(0.1)  # type: ignore[operator, union-attr]
     batch = drifted(scored(cfg, models))
     metrics = learner.update(batch, step=1, progress=0.0)
 
@@ -311,3 +312,48 @@ def test_adapters_alone_are_trained() -> None:
     changed = {name for name, p in models.policy.named_parameters() if not torch.equal(before[name], p)}
     assert changed
     assert all("lora_" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        # log-ratios of the two answers' tokens: (0.1, 0.1, 0.1) and (-0.15, -0.15), at clip 0.2. No token is clipped;
+        # e^0.1 = 1.105170918, e^-0.15 = 0.860707976
+        (("algo.ratio=token",), (0.860707976, 1.105170918, 0.0, 0.0)),
+        # whole answers: e^0.3 = 1.349858808 > 1.2 with advantage 1, e^-0.3 = 0.740818221 < 0.8 with advantage -1:
+        # 3 of 5 tokens are clipped above, 2 of 5 below
+        (("algo.ratio=sequence",), (0.740818221, 1.349858808, 0.4, 0.6)),
+        (("algo.surrogate=logprob", "algo.ratio=sequence"), (0.860707976, 1.105170918, 0.0, 0.0)),  # nothing is clipped
+    ],
+)
+def test_the_ratio_observed_is_the_one_that_is_clipped(
+    overrides: tuple[str, ...], expected: tuple[float, float, float, float]
+) -> None:
+    learner, _, _ = learner_of(*GRPO, "algo.clip_low=0.2", "algo.clip_high=0.2", *overrides)
+    batch = batch_of(Rollouts([[1]], [[2, 3, 4], [5, 6]], ["", ""], [True, True], 2))
+    logp = torch.tensor([[0.1, 0.1, 0.1], [-0.15, -0.15, 0.0]], dtype=torch.float64)
+    advantages = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * batch.mask
+    part = replace(batch, old_logp=torch.zeros_like(logp), advantages=advantages)
+    sums: dict[str, float] = defaultdict(float)
+    ratios: list[tuple[float, float]] = []
+    learner._observe(part, logp, torch.zeros_like(logp), sums, ratios)
+    assert (*ratios[0], sums["clip_low"] / 5, sums["clip_high"] / 5) == pytest.approx(expected, abs=1e-9)
+    # the KL stays per token: k1 of old to new is old − new, −3·0.1 + 2·0.15 = 0; k2 = (3·0.01 + 2·0.0225)/2
+    assert sums["k1"] == pytest.approx(0.0, abs=1e-12)
+    assert sums["k2"] == pytest.approx(0.0375)
+
+
+@pytest.mark.parametrize(("lora", "forwards"), [("null", 3), ("{r:2,alpha:4,targets:null}", 2)])
+@pytest.mark.parametrize("algo", [GRPO, PPO])
+def test_a_backward_costs_one_forward_where_the_weights_are_frozen(
+    algo: tuple[str, ...], lora: str, forwards: int
+) -> None:
+    cfg = make(*algo, "epochs=1", "minibatches=1", f"model.lora={lora}", "model.critic=separate")
+    models = make_models(network("llama", double=False), cfg.model, torch.float32, cfg.algo.needs_critic, True)
+    learner = Learner(cfg, cfg.algo, models)
+    batch = scored(cfg, models)
+    learner.update(batch, step=1, progress=0.0)
+    assert batch.prompt_lengths is not None
+    lengths, tokens = (batch.prompt_lengths + batch.mask.sum(1)).long().tolist(), int(batch.mask.sum())
+    once = learner.size.forward(lengths, tokens) + (learner.size.forward(lengths, 0) if models.critic else 0.0)
+    assert learner.flops == pytest.approx(forwards * once)

@@ -6,6 +6,7 @@ from another algorithm, loads no models and does no I/O.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -89,6 +90,11 @@ class Algorithm(Knobs, ABC):
         """(clip_low, clip_high) of the ratio, for the metrics; infinite without a clip."""
         return float("inf"), float("inf")
 
+    def log_ratio(self, logp: Tensor, batch: Batch) -> Tensor:
+        """(B,T) logarithm of the ratio that ``clip_range`` bounds, for the metrics; each token's unless overridden."""
+        assert batch.old_logp is not None
+        return logp - batch.old_logp
+
     @property
     def extra_rollouts(self) -> Literal["none", "greedy", "branches"]:
         return "none"
@@ -161,6 +167,8 @@ class Algorithm(Knobs, ABC):
         """
         if self.kl.control == "fixed" or "kl" not in batch.state:
             return {}
+        if not math.isfinite(batch.state["kl"]):  # a step that went wrong says nothing on where the policy is
+            return {"kl_coef": batch.kl_coef}
         error = min(max(batch.state["kl"] / self.kl.target - 1, -0.2), 0.2)
         return {"kl_coef": batch.kl_coef * (1 + error * batch.state["samples"] / self.kl.horizon)}
 
@@ -184,6 +192,16 @@ class Algorithm(Knobs, ABC):
             )
         if self.kl.control == "adaptive" and self.kl.place == "none":
             raise UserError("algo.kl.control=adaptive with algo.kl.place=none: there is no KL to steer; set the place")
+        if self.kl.control == "adaptive" and self.kl.horizon <= 0.2 * cfg.samples:
+            raise UserError(
+                f"algo.kl.horizon={self.kl.horizon:g} is too short for the {cfg.samples} samples of a step: the "
+                f"coefficient would fall to 0 or below; give more than {0.2 * cfg.samples:g}"
+            )
+        if self.refill or self.extra_rollouts != "none":
+            what = "refill" if self.refill else f"extra_rollouts={self.extra_rollouts}"
+            raise UserError(
+                f"algo={self.name} asks for {what}, which is not supported by the run yet; choose another algorithm"
+            )
         if self.dialects.get(cfg.dialect) is None:
             raise UserError(
                 f"dialect={cfg.dialect} is not known to algo={self.name}; it has {', '.join(self.dialects)}"

@@ -39,7 +39,12 @@ class GRPO(Algorithm):
 
     @property
     def clip_range(self) -> tuple[float, float]:
-        return self.clip_low, self.clip_high
+        none = float("inf")
+        return (self.clip_low, self.clip_high) if self.surrogate == "clip" else (none, none)
+
+    def log_ratio(self, logp: Tensor, batch: Batch) -> Tensor:
+        token = super().log_ratio(logp, batch)
+        return ops.sequence_logp(token, batch.mask) if self.whole_answer else token
 
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         penalty = self.reward_penalty(batch) * batch.mask

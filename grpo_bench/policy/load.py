@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from grpo_bench.policy.critic import Critic
+from grpo_bench.policy.memory import memory_errors
 from grpo_bench.policy.network import Policy
 from grpo_bench.types import UserError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from grpo_bench.config import Config, LoraConfig, ModelConfig
+
+
+HUB_SECONDS = 10.0  # for the hub to answer at all
 
 
 def choose_device(cfg: Config) -> torch.device:
@@ -49,6 +53,12 @@ def _source(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model.path={cfg.path} holds no config.json; give a Hugging Face folder or a .gguf file")
+        if not any(path.glob("*.safetensors")):
+            pickled = next((f.name for kind in ("*.bin", "*.pt", "*.pth") for f in path.glob(kind)), None)
+            found = f"only pickled weights ({pickled}), which are not loaded" if pickled else "no weights"
+            raise UserError(
+                f"model.path={cfg.path} holds {found}; give a folder with .safetensors files, or a .gguf file"
+            )
         return str(path), {}
     if path.suffix != ".gguf":
         raise UserError(
@@ -57,9 +67,32 @@ def _source(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
+def _reach_hub(cfg: ModelConfig) -> None:
+    """One quick question to the hub before transformers asks it many times, each with minutes of retries.
+
+    Nothing to do for a local path, offline, or when the model is in the cache already.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if cfg.path is not None or cfg.id is None or constants.HF_HUB_OFFLINE:
+        return
+    if isinstance(huggingface_hub.try_to_load_from_cache(cfg.id, "config.json", revision=cfg.revision), str):
+        return
+    advice = "give a local copy with model.path=<folder or .gguf file>"
+    try:
+        huggingface_hub.HfApi().model_info(cfg.id, revision=cfg.revision, timeout=HUB_SECONDS)
+    except huggingface_hub.errors.RepositoryNotFoundError:
+        raise UserError(f"the hub has no model {cfg.id!r} (or it is private); set model.id, or {advice}") from None
+    except Exception as e:
+        reason = " ".join(str(e).split())[:120]
+        raise UserError(f"cannot reach the hub for model {cfg.id} ({type(e).__name__}: {reason}); {advice}") from None
+
+
 def _from_pretrained(loader: Any, cfg: ModelConfig, **more: Any) -> Any:
     """Call ``loader.from_pretrained`` and turn what a user can cause into one line."""
     source, where = _source(cfg)
+    _reach_hub(cfg)
     try:
         return loader.from_pretrained(source, trust_remote_code=cfg.trust_remote_code, **where, **more)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, RuntimeError, struct.error, ... here
@@ -111,6 +144,7 @@ def _mend_special_tokens(tokenizer: Any, file: Path) -> None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(token)))
 
 
+@memory_errors()
 def load_model(cfg: ModelConfig, device: torch.device) -> PreTrainedModel:
     """The causal LM with fp32 weights, never from a pickle, without dropout.
 
@@ -130,12 +164,25 @@ def load_model(cfg: ModelConfig, device: torch.device) -> PreTrainedModel:
     for module in model.modules():  # dropout would make log-probs of the same tokens differ between passes
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # rates of functional dropout
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     if getattr(model.config, "attention_dropout", 0.0):
         model.config.attention_dropout = 0.0
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.to(device).train()  # transformers checkpoints in train mode only
-    return model.to(device).eval()
+    return model.to(device).eval()  # checkpointing is switched on around forwards with gradients, see Policy
+
+
+def check_lengths(model: PreTrainedModel, cfg: Config) -> None:
+    """UserError when the longest prompt with the longest answer has more tokens than the model has positions."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    task = cfg.task
+    if positions is not None and task.max_prompt_tokens + task.max_new_tokens > positions:
+        raise UserError(
+            f"task.max_prompt_tokens={task.max_prompt_tokens} + task.max_new_tokens={task.max_new_tokens} are more "
+            f"than the {positions} positions of model={cfg.model.name}; lower one of them"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +208,7 @@ class Models:
         return {name: sum(p.numel() for p in m.parameters()) if m is not None else 0 for name, m in count.items()}
 
 
+@memory_errors()
 def make_models(model: PreTrainedModel, cfg: ModelConfig, dtype: torch.dtype, critic: bool, reference: bool) -> Models:
     """Policy, critic and reference from the (warm-started) model, which becomes the policy."""
     value: Critic | None = None
@@ -203,6 +251,7 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, dtype: torch.dtype) -> P
     """The model with trainable low-rank adapters; its own weights are frozen."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, its weight transposed
 
     targets: Any = lora.targets if lora.targets is not None else "all-linear"
     config = PeftConfig(
@@ -210,6 +259,7 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, dtype: torch.dtype) -> P
         lora_alpha=lora.alpha,
         target_modules=targets,
         lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -220,5 +270,6 @@ def with_lora(model: PreTrainedModel, lora: LoraConfig, dtype: torch.dtype) -> P
             raise UserError(
                 f"model.lora.targets={lora.targets} do not fit this model: {str(e).splitlines()[0]}"
             ) from None
+    peft_model.eval()
     adapted: Any = peft_model.base_model.model
     return Policy(adapted, dtype, peft_model=peft_model)

@@ -43,6 +43,24 @@ class Policy(nn.Module):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    @contextlib.contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Gradient checkpointing, where the model was loaded with it, for a forward with gradients.
+
+        transformers checkpoints the layers that are in train mode, and these drop the cache that sampling needs: so
+        the model stays in eval mode outside, and inside only the layers themselves, not what is in them, leave it.
+        """
+        layers = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        if not torch.is_grad_enabled():
+            layers = []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(N,h) states -> (N,V) logits as the model's own forward would give them; fp32, or the weights' float64."""
         config = self.model.config
@@ -57,7 +75,7 @@ class Policy(nn.Module):
 
     def states(self, rows: Layout) -> Tensor:
         """(N,h): the states that predict the rows' completion tokens."""
-        with self.autocast():
+        with self.autocast(), self._recomputing():
             hidden = self.trunk(input_ids=rows.ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[rows.positions]
 
@@ -69,7 +87,7 @@ class Policy(nn.Module):
         The N×V logits are never held at once: chunks of them are recomputed in the backward pass.
         """
         if not self.head_is_plain:
-            with self.autocast():
+            with self.autocast(), self._recomputing():
                 full = self.model(input_ids=rows.ids, use_cache=False).logits
             logp, entropy = _select(widen(full.flatten(0, 1)[rows.positions]), rows.targets, temperature, entropy_grad)
             return spread(logp, rows.mask), spread(entropy, rows.mask)

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from grpo_bench.policy.layout import layout
 from grpo_bench.policy.load import Models
-from grpo_bench.policy.network import Policy
+from grpo_bench.policy.memory import memory_errors, share_of_memory
+from grpo_bench.policy.network import LOGIT_ELEMENTS, Policy
 from grpo_bench.types import Batch
 
-ACTIVATION_BYTES = {"cpu": 4 * 2**30, "cuda": 24 * 2**30}
+ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
+ACTIVATION_BYTES = 4 * 2**30  # on a CPU
+LOGIT_BYTES = 28  # per logit: bf16 and fp32 logits, probabilities, their product, and the gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
 
 
@@ -22,13 +25,20 @@ def micro_batch_tokens(policy: Policy, configured: int | None) -> int:
     """Padded tokens of one forward with gradients: as configured, else what a fixed share of memory holds.
 
     About 34 bytes per token, layer and hidden unit in bf16 (Korthikanti et al. 2022, arXiv:2205.05198, §4.1), twice
-    that in fp32. A function of model and device alone, so that a resumed run splits its batches the same way.
+    that in fp32, beside the logits: of one chunk, or of every token where the head cannot be split. A function of model
+    and device alone, so that a resumed run splits its batches the same way.
     """
     if configured is not None:
         return configured
     config = policy.model.config.get_text_config()
     width = 2 if policy.dtype == torch.float32 else 1
-    fits = ACTIVATION_BYTES[policy.device.type] // (34 * width * config.hidden_size * config.num_hidden_layers)
+    memory = share_of_memory(policy.device, ACTIVATION_SHARE, ACTIVATION_BYTES)
+    per_token = 34 * width * config.hidden_size * config.num_hidden_layers
+    if policy.head_is_plain:
+        memory -= LOGIT_BYTES * LOGIT_ELEMENTS
+    else:
+        per_token += LOGIT_BYTES * config.vocab_size
+    fits = memory // per_token
     return max(min(fits, CPU_TOKENS) if policy.device.type == "cpu" else fits, 1)
 
 
@@ -46,6 +56,7 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
         start += count
 
 
+@memory_errors()
 @torch.no_grad()
 def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool) -> Batch:
     """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T)."""

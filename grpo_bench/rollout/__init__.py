@@ -5,6 +5,7 @@ An engine is a class with one method; which one is ``rollout=``. vLLM or another
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,9 @@ from grpo_bench.types import Rollouts
 if TYPE_CHECKING:
     from grpo_bench.config import RolloutConfig
     from grpo_bench.policy import Policy
+
+
+Progress = Callable[[int], None]  # called with the number of completions that are finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,12 @@ class Engine(Protocol):
         group_size: int,
         sampling: Sampling,
         noise: Noise,
+        progress: Progress | None = None,
     ) -> Rollouts:
-        """``group_size`` completions of each prompt; rows of a prompt stand together."""
+        """``group_size`` completions of each prompt; rows of a prompt stand together.
+
+        Every engine draws row i's token t with the same uniform number, so that engines and batch sizes agree.
+        """
 
 
 def make_engine(cfg: RolloutConfig) -> Engine:
@@ -51,4 +59,4 @@ def make_engine(cfg: RolloutConfig) -> Engine:
     return NativeEngine(cfg.batch_size)
 
 
-__all__ = ["Engine", "Noise", "Sampling", "make_engine"]
+__all__ = ["Engine", "Noise", "Progress", "Sampling", "make_engine"]

@@ -1,4 +1,8 @@
-"""The plain reference engine: transformers' ``generate``, prompts repeated for every member of a group."""
+"""The plain reference engine: transformers' ``generate``, prompts repeated for every member of a group.
+
+Tokens are chosen as the native engine chooses them, with the same random number for a row's token: the two engines
+give the same samples, whatever the batch size.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from grpo_bench.policy import Policy
-from grpo_bench.rollout import Sampling
+from grpo_bench.policy import Policy, memory_errors
+from grpo_bench.rollout import Progress, Sampling
 from grpo_bench.rollout.finish import end_tokens, finish
-from grpo_bench.rollout.noise import Noise, generator
+from grpo_bench.rollout.native import choose
+from grpo_bench.rollout.noise import Noise
 from grpo_bench.types import Rollouts
 
 
@@ -26,12 +33,25 @@ def _own_rules_off(model: Any) -> Iterator[None]:
         model.generation_config = kept
 
 
+class Draw(LogitsProcessor):
+    """Leaves each row the one word that its random number draws, so that a greedy search takes it."""
+
+    def __init__(self, sampling: Sampling, uniforms: Tensor, width: int) -> None:
+        self.sampling, self.uniforms, self.width = sampling, uniforms, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(b, width + t) ids, (b,V) logits -> (b,V): 0 for the token drawn, −inf for the others."""
+        tokens = choose(scores, self.sampling, self.uniforms[:, input_ids.shape[1] - self.width])
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
 class HFEngine:
-    """Seeded per batch of rows: unlike the native engine's, its samples depend on the batch size."""
+    """``batch_size`` completions at once, 64 unless told."""
 
     def __init__(self, batch_size: int | None) -> None:
         self.batch_size = batch_size
 
+    @memory_errors()
     @torch.no_grad()
     def generate(
         self,
@@ -41,30 +61,24 @@ class HFEngine:
         group_size: int,
         sampling: Sampling,
         noise: Noise,
+        progress: Progress | None = None,
     ) -> Rollouts:
         """See ``Engine``."""
         model: Any = policy.model
         rows = [prompt for prompt in prompt_ids for _ in range(group_size)]
         limit = self.batch_size or 64
         ends = sorted(end_tokens(tokenizer, policy))
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k or 0,
-            }
         completions: list[list[int]] = []
         for start in range(0, len(rows), limit):
             part = rows[start : start + limit]
             width = max(map(len, part))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=policy.device)
             visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
-            seed = int(generator(noise.seed, noise.stream, start, noise.step).integers(2**31))
-            devices = [policy.device] if policy.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices), policy.autocast(), _own_rules_off(model):
-                torch.manual_seed(seed)
+            processors = LogitsProcessorList()
+            if sampling.temperature > 0:
+                drawn = [noise.uniforms(start + i, sampling.max_new_tokens) for i in range(len(part))]
+                processors.append(Draw(sampling, torch.from_numpy(np.stack(drawn)).to(policy.device), width))
+            with policy.autocast(), _own_rules_off(model):
                 out = model.generate(
                     input_ids=ids,
                     attention_mask=visible,
@@ -73,7 +87,10 @@ class HFEngine:
                     pad_token_id=ends[0],  # rows are cut at their first end token, padding after it is never read
                     stop_strings=list(sampling.stop) or None,
                     tokenizer=tokenizer,
-                    **options,
+                    do_sample=False,
+                    logits_processor=processors,
                 )
             completions += out[:, width:].tolist()
+            if progress is not None:
+                progress(len(completions))
         return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_bench.policy import Policy
-from grpo_bench.rollout import Sampling
+from grpo_bench.policy import Policy, memory_errors
+from grpo_bench.policy.memory import share_of_memory
+from grpo_bench.rollout import Progress, Sampling
 from grpo_bench.rollout.cache import make_cache
 from grpo_bench.rollout.finish import end_tokens, finish
 from grpo_bench.rollout.noise import Noise
 from grpo_bench.types import Rollouts
 
-CACHE_BYTES = {"cpu": 2 * 2**30, "cuda": 16 * 2**30}  # of the KV cache; fixed, so that batches are the same on resume
+CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what ``choose`` works on
+CACHE_BYTES = 2 * 2**30  # the same on a CPU
+CHOICE_BYTES = 28  # per logit in ``choose``: logits twice and softmax in fp32, softmax and its sum in fp64
 STOP_EVERY = 8  # tokens between looks for a stop string
 
 
@@ -54,10 +57,10 @@ class NativeEngine:
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = torch.finfo(policy.dtype).bits // 8
-        return max(
-            CACHE_BYTES[policy.device.type] // (2 * config.num_hidden_layers * heads * head * width * positions), 1
-        )
+        row = 2 * config.num_hidden_layers * heads * head * width * positions + CHOICE_BYTES * config.vocab_size
+        return max(share_of_memory(policy.device, CACHE_SHARE, CACHE_BYTES) // row, 1)
 
+    @memory_errors()
     @torch.no_grad()
     def generate(
         self,
@@ -67,6 +70,7 @@ class NativeEngine:
         group_size: int,
         sampling: Sampling,
         noise: Noise,
+        progress: Progress | None = None,
     ) -> Rollouts:
         """See ``Engine``."""
         total = len(prompt_ids) * group_size
@@ -78,10 +82,16 @@ class NativeEngine:
             rows = order[start : start + limit]
             prompts = list(dict.fromkeys(row // group_size for row in rows))
             member_of = [prompts.index(row // group_size) for row in rows]
+
+            def told(done: int, earlier: int = start) -> None:
+                assert progress is not None
+                progress(earlier + done)
+
             with policy.autocast():
                 ids = self._decode(
-                    policy, tokenizer, [prompt_ids[p] for p in prompts], member_of, rows, sampling, noise
-                )
+                    policy, tokenizer, [prompt_ids[p] for p in prompts], member_of, rows, sampling, noise,
+                    None if progress is None else told,
+                )  # fmt: skip
             for row, completion in zip(rows, ids, strict=True):
                 completions[row] = completion
         return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)
@@ -95,6 +105,7 @@ class NativeEngine:
         rows: list[int],
         sampling: Sampling,
         noise: Noise,
+        progress: Progress | None,
     ) -> list[list[int]]:
         device = policy.device
         width, length = max(map(len, prompts)), sampling.max_new_tokens
@@ -123,6 +134,7 @@ class NativeEngine:
         counts = torch.zeros(len(rows), dtype=torch.long, device=device)
         active = torch.arange(len(rows), device=device)  # rows of ``out`` that the cache still holds
         running = torch.ones(len(rows), dtype=torch.bool, device=device)
+        alive = len(rows)
         for t in range(length):
             tokens = choose(policy.logits(hidden), sampling, uniforms[active, t])
             out[active, t] = tokens
@@ -130,8 +142,11 @@ class NativeEngine:
             running &= ~torch.isin(tokens, ends)
             if sampling.stop and (t + 1) % STOP_EVERY == 0:
                 running &= ~self._stopped(tokenizer, out[active, : t + 1], running, sampling.stop)
-            alive = int(running.sum())
-            if alive == 0 or t == length - 1:
+            before, alive = alive, int(running.sum())
+            over = alive == 0 or t == length - 1
+            if progress is not None and (alive < before or over):
+                progress(len(rows) - (0 if over else alive))
+            if over:
                 break
             if alive <= 0.75 * len(active):
                 keep = running.nonzero().squeeze(-1)

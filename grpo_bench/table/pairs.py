@@ -133,6 +133,8 @@ def facts(run: Run) -> dict[str, str | None]:
         "task version": f"{task['name']} v{task.get('version')}" if task.get("name") else None,
         "verifier version": verifier(run),
         "budget": budget(run),
+        "compute precision": model.get("dtype"),
+        "rollout engine": (config.get("rollout") or {}).get("engine"),
         **{
             f"{name} of the test": json.dumps(asked[name], ensure_ascii=False) if name in asked else None
             for name in (*_TEST_SETTINGS, "eval.test_n")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TEST, DEV = 1000, 512  # problems drawn for test and dev
 SHARES = {"test": 10, "dev": 5}  # of 100 hash buckets of sequences; the rest is train
 
+TRIES = 10_000  # draws before settings are found to leave nothing to draw
+
 NAMES = ("Ann", "Ben", "Cara", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivan", "Joy")
 THINGS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "cards")
 START = "{name} has {n} {things}"  # short sentences: on a laptop most of the time would go into reading prompts
@@ -52,10 +54,10 @@ def split_of(chain: Chain) -> str:
 
 
 def draw_chain(rng: np.random.Generator, cfg: ArithmeticConfig) -> Chain:
-    """A chain whose every intermediate result lies in ``cfg.results``."""
+    """A chain whose every intermediate result lies in ``cfg.results``; UserError when hardly any does."""
     low, high = cfg.results
     smallest, largest = cfg.operands
-    while True:
+    for _ in range(TRIES):
         chain = [int(rng.integers(smallest, largest + 1))]
         total = chain[0]
         for _ in range(int(rng.integers(cfg.steps[0], cfg.steps[1] + 1))):
@@ -67,6 +69,10 @@ def draw_chain(rng: np.random.Generator, cfg: ArithmeticConfig) -> Chain:
         else:
             if low <= chain[0] <= high:
                 return tuple(chain)
+    raise UserError(
+        f"task.arithmetic: {TRIES:,} chains drawn and none stays within results={list(cfg.results)}; "
+        "widen results or give fewer steps"
+    )
 
 
 def word_problem(id: str, chain: Chain, rng: np.random.Generator) -> Problem:
@@ -93,10 +99,11 @@ class ArithmeticTask(Task):
         self.settings = cfg.arithmetic
         (low, high), (few, many) = cfg.arithmetic.operands, cfg.arithmetic.steps
         bottom, top = cfg.arithmetic.results
-        if low < 1 or high < low or few < 1 or many < few or top - bottom < high or bottom < 0 or low > top:
+        ordered = 1 <= low <= high and 1 <= few <= many
+        if not ordered or bottom < 0 or top - bottom < high or low > top or high < bottom:
             raise UserError(
                 "task.arithmetic: operands and steps are [smallest, largest] with 1 <= smallest <= largest, and "
-                "results [low, high] must start at 0 or more and span at least the largest operand"
+                "results [low, high] must start at 0 or more, span at least the largest operand and contain an operand"
             )
         rule = {
             "name": "arithmetic",
@@ -115,9 +122,17 @@ class ArithmeticTask(Task):
 
     def draw(self, index: int, seed: int, purpose: str) -> Problem:
         rng = self._rng(purpose, seed, index)
-        while split_of(chain := draw_chain(rng, self.settings)) != "train":
-            pass
-        return word_problem(f"arithmetic/{purpose}-{seed}/{index}", chain, rng)
+        for _ in range(TRIES):
+            chain = draw_chain(rng, self.settings)
+            if split_of(chain) == "train":
+                return word_problem(f"arithmetic/{purpose}-{seed}/{index}", chain, rng)
+        raise self._too_few("train")
+
+    def _too_few(self, split: str) -> UserError:
+        return UserError(
+            f"task.arithmetic: these settings have too few different chains, none of them for {split}; "
+            "widen steps, operands or results"
+        )
 
     def _split(self, split: str, size: int) -> list[Problem]:
         if split not in self._fixed:
@@ -131,6 +146,8 @@ class ArithmeticTask(Task):
                 if split_of(chain) == split and chain not in seen:
                     seen.add(chain)
                     problems.append(word_problem(f"arithmetic/{split}/{len(problems)}", chain, rng))
+            if not problems:
+                raise self._too_few(split)
             if len(problems) < size:
                 self.notes.append(f"{split}: these settings have only {len(problems)} different chains, not {size}")
             self._fixed[split] = problems

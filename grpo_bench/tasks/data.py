@@ -11,9 +11,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_bench.types import Problem, UserError
+
+if TYPE_CHECKING:
+    from grpo_bench.config import TaskConfig
 
 NAMED = 5  # bad rows named in one error line
 HUB_SECONDS = 10  # the hub is asked once before `datasets` starts its own, much longer, series of retries
@@ -68,6 +71,30 @@ def find_files(folder: Path, split: str, hub_config: str | None, setting: str) -
             return jsonl or parquet
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"{setting}={folder}: no {split}.jsonl or {split}.parquet there (found: {there})")
+
+
+def local_files(task: TaskConfig) -> dict[str, list[Path]]:
+    """Local files that loading the task will read, by key: ``path`` and, for MATH-500, ``math500_path``.
+
+    Keys without a local folder are left out. Raises UserError as loading would for folders and files that are absent,
+    without reading any.
+    """
+    found: dict[str, list[Path]] = {}
+    folder = Path(task.path).expanduser() if task.path is not None else None
+    if folder is not None:
+        if task.name == "custom" and folder.is_file():
+            return {"path": [folder]}
+        splits = (task.split, task.eval_split) if task.name == "custom" else ("train", "test")
+        found["path"] = [file for split in splits for file in find_files(folder, split, task.hub_config, "task.path")]
+    if task.name == "math" and task.eval_split == "math500":
+        place = Path(task.math500_path).expanduser() if task.math500_path is not None else None
+        if place is None and folder is not None:
+            from grpo_bench.tasks.math import find_math500
+
+            place = find_math500(folder)
+        if place is not None:
+            found["math500_path"] = find_files(place, "test", None, "task.math500_path")
+    return found
 
 
 def read_files(files: Iterable[Path]) -> list[Row]:

@@ -109,14 +109,14 @@ class DatasetTask(Task):
         limit = self.cfg.max_prompt_tokens
         lengths = self._long_prompts(tokenizer)
         self._drop([p.id for p in (*self._train, *self._dev) if p.id in lengths], f"prompt longer than {limit} tokens")
-        train = [problem for problem in self._train if problem.id not in lengths]
-        if not train:
-            shortest = min(lengths[problem.id] for problem in self._train)
-            raise UserError(
-                f"every training prompt is longer than task.max_prompt_tokens={limit}; "
-                f"the shortest has {shortest} tokens"
-            )
-        self._train = train
+        for what, problems in (("training", self._train), ("dev", self._dev)):
+            if all(problem.id in lengths for problem in problems):
+                shortest = min(lengths[problem.id] for problem in problems)
+                raise UserError(
+                    f"every {what} prompt is longer than task.max_prompt_tokens={limit}; "
+                    f"the shortest has {shortest} tokens"
+                )
+        self._train = [problem for problem in self._train if problem.id not in lengths]
         self._dev = [problem for problem in self._dev if problem.id not in lengths]
         kept = [problem.id for problem in self._test if problem.id in lengths]
         if kept:

@@ -1,0 +1,46 @@
+"""Batches sized to a device, and one line when its memory runs out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from model_data import policy
+
+from grpo_bench.policy import memory_errors
+from grpo_bench.policy.memory import share_of_memory
+from grpo_bench.policy.score import micro_batch_tokens
+from grpo_bench.types import UserError
+
+
+def test_a_gpus_share_is_of_its_total_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * 2**30))
+    assert share_of_memory(torch.device("cuda"), 0.25, 5) == 6 * 2**30
+    assert share_of_memory(torch.device("cpu"), 0.25, 5) == 5
+
+
+def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_bench.policy.score.CPU_TOKENS", 10**9)
+    own = policy("llama")
+    # fp32: 2 · 34 bytes · 16 hidden units · 2 layers = 2,176 bytes a token. Of 4 GiB, 28 bytes for each of the 2^24
+    # logits of a chunk are taken first: (4,294,967,296 − 469,762,048) / 2,176 = 1,757,906.4
+    assert micro_batch_tokens(own, None) == 1_757_906
+    own.head_is_plain = False  # all logits at once: 2,176 + 28 · 61 words = 3,884 bytes a token
+    assert micro_batch_tokens(own, None) == 4 * 2**30 // 3884
+    assert micro_batch_tokens(own, 77) == 77
+
+
+def test_no_memory_is_one_line() -> None:
+    @memory_errors()
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines")
+
+    for _ in range(2):  # the decorator holds no state
+        with pytest.raises(
+            UserError, match=r"rollout\.batch_size .* micro_batch_tokens .* model\.gradient_checkpointing"
+        ) as e:
+            work()
+        assert "\n" not in str(e.value)
+    with pytest.raises(RuntimeError, match="another"), memory_errors():
+        raise RuntimeError("another")
