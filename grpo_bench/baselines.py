@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from grpo_bench.evaluate import EVAL_SEED, Row, summarise
+from grpo_bench.evaluate import EVAL_SEED, Row, evaluate, summarise
 from grpo_bench.files import disk_errors
 from grpo_bench.metrics import finite
+from grpo_bench.warmstart import model_fingerprint, warm_start, warmstart_key
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
+    from grpo_bench.console import Console
+    from grpo_bench.policy import Policy
+    from grpo_bench.rollout import Engine
     from grpo_bench.tasks import Task
 
 Phase = Literal["pretrained", "base"]
@@ -46,9 +50,9 @@ def baseline_key(cfg: Config, task: Task, weights: str, dtype: str, device: str)
 
 
 def baseline(
-    study: Path, phase: Phase, key: str, cfg: Config, evaluate: Callable[[], list[Row]]
+    study: Path, phase: Phase, key: str, cfg: Config, measure: Callable[[], list[Row]]
 ) -> tuple[str, dict[str, Any]]:
-    """(folder name, summary) of the baseline under ``study``; ``evaluate`` is called only if nobody did before.
+    """(folder name, summary) of the baseline under ``study``; ``measure`` is called only if nobody did before.
 
     ``baselines/<phase>-<key>/`` holds ``eval.jsonl.gz`` and ``result.json``; it appears whole or not at all.
     """
@@ -58,7 +62,7 @@ def baseline(
         with FileLock(root / f".{name}.lock"):  # jobs of a sweep that start together wait for the first
             result = root / name / "result.json"
             if not result.is_file():
-                rows = evaluate()
+                rows = measure()
                 content = {
                     "phase": phase,
                     "model": cfg.model.name,
@@ -78,3 +82,38 @@ def baseline(
                     shutil.rmtree(work, ignore_errors=True)
                     raise
             return name, json.loads(result.read_text())["eval"]
+
+
+def prepare(
+    cfg: Config, study: Path, task: Task, policy: Policy, tokenizer: Any, engine: Engine, console: Console
+) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
+    """Warm-start ``policy`` in place and see to the evaluations before and after it under ``study``.
+
+    Returns their folders and summaries by phase, and fingerprints of the weights (model, warmstart).
+    """
+
+    def measure(phase: Phase, weights: str) -> None:
+        def rows() -> list[Row]:
+            console.note(f"evaluating the {phase} model on test, once for all runs of this study")
+            test = task.test(cfg.eval.test_n)
+            progress = console.evaluation
+            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples, progress=progress)
+
+        key = baseline_key(cfg, task, weights, str(policy.dtype), policy.device.type)
+        folders[phase], summaries[phase] = baseline(study, phase, key, cfg, rows)
+
+    folders: dict[str, str] = {}
+    summaries: dict[str, Any] = {}
+    pretrained = model_fingerprint(policy.model)
+    key = warmstart_key(cfg, task, pretrained, policy.dtype)
+    if cfg.eval.pretrained:
+        measure("pretrained", pretrained)
+    if key:
+        warm_start(cfg, task, policy, tokenizer, key, lambda done, total: console.phase("warm start", done, total))
+        key = model_fingerprint(policy.model)  # the weights themselves: another machine trains them to other bits
+        measure("base", key)
+    else:  # without a warm start they are one model
+        if not cfg.eval.pretrained:
+            measure("pretrained", pretrained)
+        folders["base"], summaries["base"] = folders["pretrained"], summaries["pretrained"]
+    return folders, summaries, {"model": pretrained, "warmstart": key}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from grpo_bench.policy import Policy
 
 Row = dict[str, Any]
+Summary = dict[str, dict[str, float | None]]  # greedy, sampled -> metric -> value
 EVAL_SEED = 0  # evaluations draw the same numbers for every arm and seed: what differs is the model
 
 
@@ -76,9 +77,7 @@ def evaluate(
     return rows
 
 
-def summarise(
-    rows: Sequence[Row], ks: Sequence[int], rule: Literal["gsm8k", "math"]
-) -> dict[str, dict[str, float | None]]:
+def summarise(rows: Sequence[Row], ks: Sequence[int], rule: Literal["gsm8k", "math"]) -> Summary:
     """Rows of one split and step -> {greedy, sampled} -> metrics.
 
     ``acc`` is the share of correct rows (strict match and finished); ``stderr`` is over problems (clustered: samples

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from grpo_bench.baselines import Phase, baseline, baseline_key
+from grpo_bench.baselines import prepare
 from grpo_bench.collect import Experience, collect, describe, drop
 from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
-from grpo_bench.evaluate import Row, evaluate, flat, summarise
+from grpo_bench.evaluate import Summary, evaluate, flat, summarise
 from grpo_bench.identity import config_hash, run_id
 from grpo_bench.policy import (
     Policy,
@@ -25,14 +25,13 @@ from grpo_bench.policy import (
 )
 from grpo_bench.policy.score import score
 from grpo_bench.record import RunRecord
-from grpo_bench.rollout import Engine, make_engine
+from grpo_bench.rollout import make_engine
 from grpo_bench.signals import health, score_flops, shown, signals, throughput
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
-from grpo_bench.tasks import Task, load_task
+from grpo_bench.tasks import load_task
 from grpo_bench.trackers import make_tracker
 from grpo_bench.types import Batch, UserError
 from grpo_bench.update import Learner
-from grpo_bench.warmstart import model_fingerprint, warm_start, warmstart_key
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
@@ -59,7 +58,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         check_lengths(model, cfg)
         engine = make_engine(cfg.rollout)
         plain = Policy(model, dtype)
-        shared, summaries, prints = _baselines(cfg, directory, task, plain, tokenizer, engine, console)
+        shared, summaries, prints = prepare(cfg, directory.parent, task, plain, tokenizer, engine, console)
 
         algo = cfg.algo
         reference = algo.needs_reference and (cfg.kl_coef > 0 or algo.kl.control == "adaptive")
@@ -88,7 +87,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             meter.forget_peak()
             console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
             status = train(parts, state, record, tracker, console)
-            summaries["final"] = final_evaluation(parts, state, record, console)
+            summaries["final"] = look(parts, state, record, console, "test")
             if cfg.export:
                 models.policy.export(directory / "export", tokenizer)
             reason = f"loss or gradient not finite in {DIVERGED_AFTER} steps in a row, the last being {state.step}"
@@ -117,19 +116,19 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
     """Steps until the budget is reached; returns complete or diverged."""
     cfg, meter = parts.cfg, parts.meter
     unit, amount = cfg.budget.unit, cfg.budget.amount
+    if state.step == 0 and cfg.eval.every:  # where the curves begin
+        line = {**state.counters(), **flat("dev", look(parts, state, record, console, "dev"))}
+        timing: dict[str, Any] = {"elapsed_s": sum(meter.total.values()), "seconds": meter.end_step()}
+        record.step(0, line, timing)
+        tracker.log({**line, **timing}, 0)
+        meter.forget_peak()
     while (spent := state.spent(unit, meter.training)) < amount:
         state.step += 1
         experience, batch, metrics = one_step(parts, state, spent / amount)
         state.peak_memory = max(state.peak_memory, meter.peak_memory())  # of training alone: evaluation comes after
         looked = cfg.eval.every > 0 and state.step % cfg.eval.every == 0
         if looked:
-            with meter.phase("eval"):
-                rows = evaluate(
-                    cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
-                    parts.task.dev(cfg.eval.n), "dev", state.step, cfg.eval.samples, progress=console.evaluation,
-                )  # fmt: skip
-            record.evals(rows)
-            metrics |= flat("dev", summarise(rows, cfg.eval.ks, cfg.task.answer))
+            metrics |= flat("dev", look(parts, state, record, console, "dev"))
         rows_shown = shown(experience, batch, state.step, max(SAMPLES_SHOWN, cfg.tracker.completions))
         record.samples(rows_shown[:SAMPLES_SHOWN])
         done = state.spent(unit, meter.training) / amount
@@ -204,45 +203,14 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
     return experience, batch, metrics
 
 
-def final_evaluation(parts: Parts, state: State, record: RunRecord, console: Console) -> dict[str, Any]:
-    """The one evaluation on test: the headline."""
-    cfg = parts.cfg
+def look(parts: Parts, state: State, record: RunRecord, console: Console, split: Literal["dev", "test"]) -> Summary:
+    """Evaluate the policy as it is now; dev while training, test once at the end: the headline."""
+    cfg, task = parts.cfg, parts.task
+    problems = task.dev(cfg.eval.n) if split == "dev" else task.test(cfg.eval.test_n)
     with parts.meter.phase("eval"):
         rows = evaluate(
-            cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine,
-            parts.task.test(cfg.eval.test_n), "test", state.step, cfg.eval.samples, progress=console.evaluation,
+            cfg, task, parts.models.policy, parts.tokenizer, parts.engine, problems, split, state.step,
+            cfg.eval.samples, progress=console.evaluation,
         )  # fmt: skip
     record.evals(rows)
     return summarise(rows, cfg.eval.ks, cfg.task.answer)
-
-
-def _baselines(
-    cfg: Config, directory: Path, task: Task, policy: Policy, tokenizer: Any, engine: Engine, console: Console
-) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
-    """Warm-start ``policy`` in place, with the evaluations before and after: their folders, summaries, fingerprints."""
-
-    def measure(phase: Phase, weights: str) -> None:
-        def rows() -> list[Row]:
-            console.note(f"evaluating the {phase} model on test, once for all runs of this study")
-            test = task.test(cfg.eval.test_n)
-            progress = console.evaluation
-            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples, progress=progress)
-
-        key = baseline_key(cfg, task, weights, str(policy.dtype), policy.device.type)
-        folders[phase], summaries[phase] = baseline(directory.parent, phase, key, cfg, rows)
-
-    folders: dict[str, str] = {}
-    summaries: dict[str, Any] = {}
-    pretrained = model_fingerprint(policy.model)
-    key = warmstart_key(cfg, task, pretrained, policy.dtype)
-    if cfg.eval.pretrained:
-        measure("pretrained", pretrained)
-    if key:
-        warm_start(cfg, task, policy, tokenizer, key, lambda done, total: console.phase("warm start", done, total))
-        key = model_fingerprint(policy.model)  # the weights themselves: another machine trains them to other bits
-        measure("base", key)
-    else:  # without a warm start they are one model
-        if not cfg.eval.pretrained:
-            measure("pretrained", pretrained)
-        folders["base"], summaries["base"] = folders["pretrained"], summaries["pretrained"]
-    return folders, summaries, {"model": pretrained, "warmstart": key}

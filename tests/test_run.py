@@ -73,10 +73,13 @@ def test_every_algorithm_trains(tmp_path: Path, name: str, updates: tuple[str, .
     assert result["status"] == "complete"
     assert (result["cost"]["steps"], result["cost"]["samples"], result["cost"]["updates"]) == (2, 32, count)
     assert result["cost"]["prompts"] == 8
-    assert [row["step"] for row in lines(directory / "metrics.jsonl")] == [1, 2]
+    steps = lines(directory / "metrics.jsonl")
+    assert [row["step"] for row in steps] == [0, 1, 2]  # 0: dev before training
+    assert [name for name in steps[0] if name.startswith("eval/dev/greedy/acc")]
+    assert "reward/mean" not in steps[0]
     rows = lines(directory / "eval.jsonl.gz")
     assert len([r for r in rows if r["split"] == "test"]) == 6 * 3  # one greedy and two sampled answers each
-    assert len([r for r in rows if r["split"] == "dev"]) == 4 * 3
+    assert len([r for r in rows if r["split"] == "dev"]) == 4 * 3 * 2  # before training and after step 2
     assert {"pretrained", "base", "final"} <= result["eval"].keys()
     parameters = result["cost"]["parameters"]
     assert (parameters["critic"] > 0) == ALGORITHMS[name].__name__.startswith("PPO")
@@ -215,5 +218,5 @@ def test_a_whole_run_on_a_gpu(tmp_path: Path) -> None:
         assert result["stability"]["nan_steps"] == 0
         newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
         assert {t.dtype for t in load_file(newest / "policy.safetensors").values()} == {torch.float32}
-        first = lines(directory / "metrics.jsonl")[0]
+        first = lines(directory / "metrics.jsonl")[1]
         assert first["kl/ref_k3_token"] == 0.0  # policy and reference compute the same before the first update

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
 
 from grpo_bench.policy.critic import Critic
@@ -93,6 +95,8 @@ def _from_pretrained(loader: Any, cfg: ModelConfig, **more: Any) -> Any:
     """Call ``loader.from_pretrained`` and turn what a user can cause into one line."""
     source, where = _source(cfg)
     _reach_hub(cfg)
+    if not sys.stderr.isatty():  # bars of a hundred lines each in a log
+        transformers.utils.logging.disable_progress_bar()
     try:
         return loader.from_pretrained(source, trust_remote_code=cfg.trust_remote_code, **where, **more)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, RuntimeError, struct.error, ... here
