@@ -77,8 +77,9 @@ def command(*arguments: str) -> list[str]:
 
 def start(tmp_path: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(*arguments), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ refused before anything starts

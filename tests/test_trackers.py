@@ -42,7 +42,7 @@ class Settings(BaseModel):
     algo: Named = Named(name="grpo")
     task: Named = Named(name="arithmetic")
     model: Named = Named(name="tiny")
-    path: str = "/home/somebody/data"
+    results: str = "/home/somebody/data"
     tracker: TrackerSettings = TrackerSettings()
 
 
@@ -91,7 +91,7 @@ def test_tensorboard_event_file_can_be_read(tmp_path, capsys):
     assert "kl/coef" not in tags["scalars"]
     texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
     assert "    | 2 #### 2" in texts["completions/0/text_summary"]
-    assert "path: data" in texts["config/text_summary"]
+    assert "results: data" in texts["config/text_summary"]
 
 
 def test_tensorboard_continued_curve_has_no_point_twice(tmp_path):
