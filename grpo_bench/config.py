@@ -295,7 +295,7 @@ def parse(cfg: DictConfig | dict[str, Any]) -> Config:
     problems: list[str] = []
     algo: Any = None
     try:
-        algo = algos.load(node)
+        algo = algos.load(node, str(data.get("dialect", "paper")))
     except ValidationError as e:
         problems += config_errors.describe(e, node, prefix=("algo",))
     except UserError as e:

@@ -49,10 +49,16 @@ def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: 
     return advantages
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x − μ) / sqrt(σ² + 1e-8) over the masked tokens, ddof 0: (B,T) -> (B,T)."""
+def to_go(x: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Σ_{t' ≥ t} γ^(t'−t) x_t', what is still to come of x at each masked token: (B,T) -> (B,T)."""
+    return gae(x, x.new_zeros(x.shape), mask, gamma, 1.0)
+
+
+def whiten(x: Tensor, mask: Tensor, ddof: int = 0) -> Tensor:
+    """(x − μ) / sqrt(σ² + 1e-8) over the masked tokens: (B,T) -> (B,T). With ddof 1 a single token has no spread: 0."""
     mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean) ** 2, mask)
+    count = mask.sum()
+    variance = (((x - mean) ** 2) * mask).sum() / (count - ddof).clamp(min=1)
     return (x - mean) * (variance + 1e-8).rsqrt() * mask
 
 
@@ -72,16 +78,20 @@ def group_center(rewards: Tensor, group_size: int) -> Tensor:
     return centred.masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)
 
 
-def group_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float) -> Tensor:
+def group_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float, guard: bool = True) -> Tensor:
     """(r_i − μ) / (σ + ε) within each group: (B,) -> (B,); 0 in flat groups and for G = 1.
 
-    DeepSeekMath (arXiv:2402.03300, §4.1.2) leaves ddof and ε open. G ≤ ddof has no spread: 0.
+    DeepSeekMath (arXiv:2402.03300, §4.1.2) leaves ddof and ε open. G ≤ ddof has no spread: 0. Without ``guard`` flat
+    groups are left to ε, as the frameworks have it: float noise is then divided by it.
     """
     if group_size <= ddof:
         return rewards.new_zeros(rewards.shape)
     rewards_PG = rewards.view(-1, group_size)
+    deviation = rewards_PG.std(1, correction=ddof, keepdim=True) + eps
+    if not guard:
+        return ((rewards_PG - rewards_PG.mean(1, keepdim=True)) / deviation).view(-1)
     centred = group_center(rewards, group_size).view(-1, group_size)
-    scores = centred / (rewards_PG.std(1, correction=ddof, keepdim=True) + eps)
+    scores = centred / deviation
     return scores.masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)  # with ε = 0 a flat group is 0/0
 
 
@@ -111,14 +121,29 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-def clipped_surrogate(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_surrogate(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    log_clamp: float | None = None,
+) -> Tensor:
     """min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A), to be maximised; ρ = exp(logp − old_logp). (B,T).
 
-    PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
+    PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7). ``dual_clip`` c > 1 bounds what a negative advantage can cost:
+    max(·, c A) where A < 0 (Ye et al. 2020, arXiv:1912.09729, eq. 5). ``log_clamp`` bounds log ρ to ± itself.
     """
-    ratio = (logp - old_logp).exp()
+    log_ratio = logp - old_logp
+    if log_clamp is not None:
+        log_ratio = log_ratio.clamp(-log_clamp, log_clamp)
+    ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return (ratio * advantages).minimum(clipped * advantages)
+    surrogate = (ratio * advantages).minimum(clipped * advantages)
+    if dual_clip is None:
+        return surrogate
+    return surrogate.where(advantages >= 0, surrogate.maximum(dual_clip * advantages))
 
 
 def sequence_logp(logp: Tensor, mask: Tensor) -> Tensor:

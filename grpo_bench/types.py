@@ -69,6 +69,7 @@ class Batch:
     ref_logp: Tensor | None = None  # (B,T)
     values: Tensor | None = None  # (B,T)
     baseline_rewards: Tensor | None = None  # (B,) a greedy rollout's reward
+    step_ids: Tensor | None = None  # (B,T) int, which reasoning step of its answer a token is of, from 0
     advantages: Tensor | None = None  # (B,T)
     returns: Tensor | None = None  # (B,T)
     kl_coef: float = 0.0  # current value of an adaptive coefficient

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from grpo_bench.algos import Algorithm
     from grpo_bench.config import Config, OptimConfig
 
-PER_TOKEN = ("old_logp", "ref_logp", "values", "advantages", "returns")
+PER_TOKEN = ("old_logp", "ref_logp", "values", "step_ids", "advantages", "returns")
 
 
 def take(batch: Batch, rows: Tensor) -> Batch:

@@ -54,13 +54,14 @@ def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
             bounds = [getattr(limit, side) for limit in field.metadata for side in ("ge", "le") if hasattr(limit, side)]
             yield from ((key, value) for value in [*bounds, *EXAMPLES.get(name, [])])
         elif typing.get_origin(kind) is types.UnionType and float in options:
-            yield from ((key, value) for value in (None, 0.2))
+            above = max([0.0, *(limit.gt for limit in field.metadata if hasattr(limit, "gt"))])
+            yield from ((key, value) for value in (None, above + 0.2))
 
 
 def refused(algo: Algorithm) -> bool:
     """What ``check`` refuses whatever the rest of the configuration is."""
     return (algo.whole_answer and algo.aggregation != "sequence_mean") or (
-        algo.kl.place == "reward" and algo.kl.to == "old"
+        algo.kl.place not in algo.kl_places or (algo.kl.place in ("reward", "advantage") and algo.kl.to == "old")
     )
 
 

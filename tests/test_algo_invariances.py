@@ -9,15 +9,11 @@ import torch
 from algo_data import LENGTHS, Networks, credited, loss_and_gradients, make_batch, padded, variants
 from torch import Tensor
 
-from grpo_bench.algos import ALGORITHMS, Algorithm
+from grpo_bench.algos import Algorithm
 from grpo_bench.types import Batch
 from grpo_bench.update import take
 
 VARIANTS = variants()
-# what else an algorithm's advantages do not feel; a new one says so here
-SHIFT_OF_REWARDS = {"grpo"}  # its baseline is the mean of the group
-SCALE_OF_REWARDS = {"grpo"}  # it divides by their deviation
-NEITHER = {"ppo"}
 
 EXTREMES: dict[str, tuple[list[int], list[float], int, int]] = {  # lengths, rewards, group size, width
     "all right": (LENGTHS, [1.0] * 8, 4, 7),
@@ -33,12 +29,12 @@ EXTREMES: dict[str, tuple[list[int], list[float], int, int]] = {  # lengths, rew
 }
 
 
-def those_of(names: set[str]) -> pytest.MarkDecorator:
-    found = {key: algo for key, algo in VARIANTS.items() if algo.name in names}
+def those_invariant_to(what: str | None) -> pytest.MarkDecorator:
+    found = {key: algo for key, algo in VARIANTS.items() if what is None or what in algo.invariant_to}
     return pytest.mark.parametrize("algo", found.values(), ids=found.keys())
 
 
-every_variant = those_of(set(ALGORITHMS))
+every_variant = those_invariant_to(None)
 
 
 def close(actual: Tensor, expected: Tensor, tol: float = 1e-12) -> None:
@@ -49,10 +45,6 @@ def close(actual: Tensor, expected: Tensor, tol: float = 1e-12) -> None:
 def batch() -> Batch:
     """Two groups of four with rewards that differ within each, truncated rows and a row of one token; float64."""
     return make_batch(rewards=[1, 0, 0, 0.5, 0, 1, 1, 0.25])
-
-
-def test_every_algorithm_says_what_its_advantages_do_not_feel() -> None:
-    assert set(ALGORITHMS) == SHIFT_OF_REWARDS | SCALE_OF_REWARDS | NEITHER
 
 
 @every_variant
@@ -208,16 +200,17 @@ def test_more_reward_never_means_less_advantage(algo: Algorithm, batch: Batch) -
     assert gain[5] >= gain.max()
 
 
-@those_of(SHIFT_OF_REWARDS)
+@those_invariant_to("shift")
 def test_a_reward_for_everyone_in_a_group_changes_nothing(algo: Algorithm, batch: Batch) -> None:
     for groups in ([3.0] * 8, [3.0] * 4 + [-2.0] * 4):
         shifted = replace(batch, rewards=batch.rewards + torch.tensor(groups, dtype=torch.float64))
         close(algo.advantages(shifted)[0], algo.advantages(batch)[0])
 
 
-@those_of(SCALE_OF_REWARDS)
+@those_invariant_to("scale")
 def test_the_unit_of_the_reward_does_not_matter(algo: Algorithm, batch: Batch) -> None:
     """Up to ε; a KL in the reward is in the reward's unit, so it scales along."""
     for factor in (0.1, 10.0):
-        scaled = replace(batch, rewards=batch.rewards * factor, kl_coef=batch.kl_coef * factor)
+        unit = factor if algo.kl.place == "reward" else 1.0
+        scaled = replace(batch, rewards=batch.rewards * factor, kl_coef=batch.kl_coef * unit)
         close(algo.advantages(scaled)[0], algo.advantages(batch)[0], 1e-6)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_bench import ops
 from grpo_bench.algos import ALGORITHMS, Algorithm, load
+from grpo_bench.algos.dialects import dialects_of
 from grpo_bench.paths import conf_dir
 from grpo_bench.types import Batch, UserError
 
@@ -51,10 +52,10 @@ def test_an_algorithm_has_a_yaml_a_source_and_no_parent_but_the_contract(name: s
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_dialect_names_knobs_that_exist(name: str) -> None:
-    assert "paper" in ALGORITHMS[name].dialects
-    for knobs in ALGORITHMS[name].dialects.values():
-        load({**node(name), **knobs})
+def test_a_dialect_names_knobs_that_exist_and_changes_something(name: str) -> None:
+    paper = load(node(name))
+    for dialect in dialects_of(ALGORITHMS[name], name):
+        assert (load(node(name), dialect) == paper) == (dialect == "paper")
 
 
 def test_an_unknown_algorithm_is_one_clear_line() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from grpo_bench.algos.base import KL, Algorithm
+from grpo_bench.algos.base import KL, Algorithm, Card
+from grpo_bench.algos.dialects import speak
 from grpo_bench.algos.grpo import GRPO
 from grpo_bench.algos.ppo import PPO
 from grpo_bench.types import UserError
@@ -35,9 +36,13 @@ def algorithm_class(node: dict[str, Any]) -> type[Algorithm]:
     return found
 
 
-def load(node: dict[str, Any]) -> Algorithm:
-    """An ``algo:`` node -> its algorithm. Raises pydantic's ValidationError for knobs, UserError for the name."""
-    return algorithm_class(node).model_validate(node)
+def load(node: dict[str, Any], dialect: str = "paper") -> Algorithm:
+    """An ``algo:`` node -> its algorithm, in a ``dialect``.
+
+    Raises pydantic's ValidationError for knobs, UserError for the name and the dialect.
+    """
+    found = algorithm_class(node)
+    return found.model_validate(speak(node, found, dialect))
 
 
-__all__ = ["ALGORITHMS", "KL", "Algorithm", "algorithm_class", "load"]
+__all__ = ["ALGORITHMS", "KL", "Algorithm", "Card", "algorithm_class", "load"]

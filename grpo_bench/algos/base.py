@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,14 +29,31 @@ class Knobs(BaseModel):
 
 
 class KL(Knobs):
-    """Where a KL penalty acts; its coefficient is the root key ``kl_coef``."""
+    """Where a KL penalty acts; its coefficient is the root key ``kl_coef``.
 
-    place: Literal["none", "loss", "reward"]
+    ``reward``: taken from the rewards before any baseline or normalisation; ``advantage``: what is still to come of
+    it, Σ_{t' ≥ t} β·KL_t', is taken from the finished advantages (OpenRLHF's order).
+    """
+
+    place: Literal["none", "loss", "reward", "advantage"]
     to: Literal["reference", "old"]
     estimator: Literal["k1", "k2", "k3"]
     control: Literal["fixed", "adaptive"]
     target: float = Field(gt=0)  # adaptive: token mean of k3 that the coefficient steers to
     horizon: float = Field(gt=0)  # adaptive: samples over which it steers
+    clamp_in: float | None = Field(default=None, gt=0)  # of log π/π_ref before the estimator, ±; null: none
+    clamp_out: float | None = Field(default=None, gt=0)  # of the estimate, ±; null: none
+
+
+class Card(NamedTuple):
+    """An algorithm as a row of a table; numbers are its knobs' own. What else a row shows follows from the knobs."""
+
+    title: str  # the name that papers print
+    paper: str  # short reference, arXiv id, equation
+    baseline: str  # what is taken from the reward
+    advantage: str  # formula
+    ratio: str  # what the ratio is of, or "none"
+    objective: str  # formula that is maximised, without the KL
 
 
 class Algorithm(Knobs, ABC):
@@ -53,7 +70,20 @@ class Algorithm(Knobs, ABC):
     entropy_coef: float = Field(ge=0)
     kl: KL
 
-    dialects: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}}
+    # system -> knobs, of an algorithm from outside the checkout; those of the built-in ones are in dialects.py
+    dialects: ClassVar[dict[str, dict[str, Any]]] = {}
+    # KL places whose penalty this algorithm's equations take in
+    kl_places: ClassVar[frozenset[str]] = frozenset({"none", "loss", "reward"})
+    # what its advantages do not feel: "shift" (one reward more for a whole group), "scale" (the unit of the reward)
+    invariant_to: ClassVar[frozenset[str]] = frozenset()
+    # advantages of the winner and of each loser of [1,0,0,0,0,0,0,0], one token each, values and KL 0, as the YAML
+    # has the knobs; worked by hand, so that a check has something that is not the code
+    lone_winner: ClassVar[tuple[float, float] | None] = None
+
+    def card(self) -> Card:
+        """The row of a table about this algorithm; one's own may leave it to the docstring."""
+        see = "see its docstring"
+        return Card(self.name, see, see, see, see, see)
 
     @property
     def needs_critic(self) -> bool:
@@ -68,7 +98,7 @@ class Algorithm(Knobs, ABC):
     @property
     def needs_old_logp(self) -> bool:
         """The advantages read ``batch.old_logp``: it must be scored before them, even with one update per rollout."""
-        return self.kl.place == "reward"
+        return self.kl.place in ("reward", "advantage")
 
     @property
     def needs_entropy(self) -> bool:
@@ -97,12 +127,19 @@ class Algorithm(Knobs, ABC):
 
     @property
     def extra_rollouts(self) -> Literal["none", "greedy", "branches"]:
+        """Completions beside the trained ones, charged: one greedy per prompt fills ``batch.baseline_rewards``;
+        branches from the steps of each answer fill ``batch.values`` and ``batch.step_ids``."""
         return "none"
 
     @property
-    def refill(self) -> bool:
-        """After ``keep``, draw more prompts until the step is full; else only drop."""
-        return False
+    def branching(self) -> tuple[int, tuple[str, ...]]:
+        """(K completions from each step of an answer, strings that end a step), for ``extra_rollouts: branches``."""
+        return 0, ()
+
+    @property
+    def refill_limit(self) -> int:
+        """Further draws of prompts, at most, until ``keep`` has left as many groups as a step has; 0: only drop."""
+        return 0
 
     @property
     def frozen_steps(self) -> int:
@@ -144,7 +181,7 @@ class Algorithm(Knobs, ABC):
         if self.kl.place == "loss" and batch.kl_coef > 0:
             other = batch.ref_logp if self.kl.to == "reference" else batch.old_logp
             assert other is not None
-            total = batch.kl_coef * ops.KL_ESTIMATORS[self.kl.estimator](logp, other)
+            total = batch.kl_coef * self.kl_estimate(logp, other)
         if self.entropy_coef > 0:
             assert entropy is not None
             total = total - self.entropy_coef * entropy
@@ -152,11 +189,26 @@ class Algorithm(Knobs, ABC):
 
     def reward_penalty(self, batch: Batch) -> Tensor | float:
         """β·KL of each sampled token where the KL is part of the reward, (B,T), else 0."""
-        if self.kl.place != "reward" or batch.kl_coef == 0:
+        return self._sampled_kl(batch) if self.kl.place == "reward" else 0.0
+
+    def advantage_penalty(self, batch: Batch) -> Tensor | float:
+        """Σ_{t' ≥ t} β·KL_t' of the sampled tokens where the KL is taken from the advantages, (B,T), else 0."""
+        penalty = self._sampled_kl(batch) if self.kl.place == "advantage" else 0.0
+        return penalty if isinstance(penalty, float) else ops.to_go(penalty, batch.mask, 1.0)
+
+    def _sampled_kl(self, batch: Batch) -> Tensor | float:
+        if batch.kl_coef == 0:
             return 0.0
         assert batch.old_logp is not None
         assert batch.ref_logp is not None
-        return batch.kl_coef * ops.KL_ESTIMATORS[self.kl.estimator](batch.old_logp, batch.ref_logp) * batch.mask
+        return batch.kl_coef * self.kl_estimate(batch.old_logp, batch.ref_logp) * batch.mask
+
+    def kl_estimate(self, logp: Tensor, other: Tensor) -> Tensor:
+        """The estimator that the knobs name, clamped as they say: (B,T)."""
+        if self.kl.clamp_in is not None:
+            logp = other + (logp - other).clamp(-self.kl.clamp_in, self.kl.clamp_in)
+        estimate = ops.KL_ESTIMATORS[self.kl.estimator](logp, other)
+        return estimate if self.kl.clamp_out is None else estimate.clamp(-self.kl.clamp_out, self.kl.clamp_out)
 
     def next_state(self, batch: Batch) -> dict[str, float]:
         """Running means, once per step. ``batch.state`` holds what the step measured: ``kl`` (token mean of k3 to
@@ -176,10 +228,15 @@ class Algorithm(Knobs, ABC):
         """Warnings about inert or half-configured settings; raises UserError on contradictions."""
         updates = cfg.epochs * cfg.minibatches
         warnings = []
-        if self.kl.place == "reward" and self.kl.to == "old":
+        if self.kl.place in ("reward", "advantage") and self.kl.to == "old":
             raise UserError(
-                "algo.kl.place=reward with algo.kl.to=old: the old policy is the one that sampled, so this KL is 0; "
-                "set algo.kl.to=reference or algo.kl.place=loss"
+                f"algo.kl.place={self.kl.place} with algo.kl.to=old: the old policy is the one that sampled, so this "
+                "KL is 0; set algo.kl.to=reference or algo.kl.place=loss"
+            )
+        if self.kl.place not in self.kl_places:
+            raise UserError(
+                f"algo.kl.place={self.kl.place} has no meaning for algo={self.name}; "
+                f"choose {', '.join(sorted(self.kl_places))}"
             )
         if self.whole_answer and self.aggregation != "sequence_mean":
             raise UserError(
@@ -197,14 +254,10 @@ class Algorithm(Knobs, ABC):
                 f"algo.kl.horizon={self.kl.horizon:g} is too short for the {cfg.samples} samples of a step: the "
                 f"coefficient would fall to 0 or below; give more than {0.2 * cfg.samples:g}"
             )
-        if self.refill or self.extra_rollouts != "none":
-            what = "refill" if self.refill else f"extra_rollouts={self.extra_rollouts}"
+        if self.refill_limit or self.extra_rollouts != "none":
+            what = "refill" if self.refill_limit else f"extra_rollouts={self.extra_rollouts}"
             raise UserError(
                 f"algo={self.name} asks for {what}, which is not supported by the run yet; choose another algorithm"
-            )
-        if self.dialects.get(cfg.dialect) is None:
-            raise UserError(
-                f"dialect={cfg.dialect} is not known to algo={self.name}; it has {', '.join(self.dialects)}"
             )
         if self.kl.place == "none" and cfg.kl_coef > 0:
             warnings.append(f"kl_coef={cfg.kl_coef:g} is inert: algo.kl.place is none")
@@ -215,4 +268,10 @@ class Algorithm(Knobs, ABC):
                 warnings.append("KL to the old policy is inert with one update per rollout (epochs=1 minibatches=1)")
             if cfg.target_kl is not None:
                 warnings.append("target_kl is inert with one update per rollout (epochs=1 minibatches=1)")
+            if any(math.isfinite(bound) for bound in self.clip_range):
+                warnings.append(
+                    "the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1"
+                )
+        if cfg.group_size == 1 and "shift" in self.invariant_to:
+            warnings.append("group_size=1 with a group baseline: every advantage is 0, nothing is learned")
         return warnings

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from grpo_bench import ops
-from grpo_bench.algos.base import Algorithm
+from grpo_bench.algos.base import Algorithm, Card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +26,33 @@ class GRPO(Algorithm):
     With ``kl.place: reward`` the answer's summed penalty is taken from its reward before the group is normalised.
     """
 
+    kl_places: ClassVar[frozenset[str]] = frozenset({"none", "loss", "reward", "advantage"})
+    invariant_to: ClassVar[frozenset[str]] = frozenset({"shift", "scale"})
+    lone_winner: ClassVar[tuple[float, float] | None] = (2.6457513, -0.3779645)  # (7/8)/√(7/64) = √7, −(1/8)/√(7/64)
+
     clip_low: float = Field(gt=0)
     clip_high: float = Field(gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)  # c of c·Ã, what a negative Ã can cost at most; null: no bound
+    log_clamp: float | None = Field(default=None, gt=0)  # of log ρ, ±; null: none
     ratio: Literal["token", "sequence"]
     surrogate: Literal["clip", "logprob"]
     ddof: Literal[0, 1]
     eps: float = Field(ge=0)
+    guard: Literal["range", "eps"] = "range"  # what makes a group of equal rewards 0: max − min ≤ 1e-6, or ε alone
+
+    def card(self) -> Card:
+        ratio = "π/π_old of the whole answer" if self.whole_answer else "π/π_old of each token"
+        objective = f"min[ρ Ã, clip(ρ, {1 - self.clip_low:g}, {1 + self.clip_high:g}) Ã]"
+        if self.surrogate == "logprob":
+            ratio, objective = "none", "log π · Ã"
+        return Card(
+            title="GRPO",
+            paper="DeepSeekMath, arXiv:2402.03300, eq. 3-4",
+            baseline="mean of the group",
+            advantage=f"(r − mean) / (std + {self.eps:g}) of the group, ddof {self.ddof}",
+            ratio=ratio,
+            objective=objective,
+        )
 
     @property
     def whole_answer(self) -> bool:
@@ -49,8 +70,8 @@ class GRPO(Algorithm):
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         penalty = self.reward_penalty(batch) * batch.mask
         rewards = batch.rewards - penalty.sum(1)
-        scores = ops.group_zscore(rewards, batch.group_size, self.ddof, self.eps)
-        return scores[:, None] * batch.mask, None
+        scores = ops.group_zscore(rewards, batch.group_size, self.ddof, self.eps, self.guard == "range")
+        return scores[:, None] * batch.mask - self.advantage_penalty(batch), None
 
     def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
         assert batch.old_logp is not None
@@ -60,15 +81,13 @@ class GRPO(Algorithm):
         new, old = logp, batch.old_logp
         if self.ratio == "sequence":
             new, old = ops.sequence_logp(new, batch.mask), ops.sequence_logp(old, batch.mask)
-        surrogate = ops.clipped_surrogate(new, old, batch.advantages, self.clip_low, self.clip_high)
+        surrogate = ops.clipped_surrogate(
+            new, old, batch.advantages, self.clip_low, self.clip_high, self.dual_clip, self.log_clamp
+        )
         return -surrogate + self.penalty(logp, batch, entropy)
 
     def check(self, cfg: Config) -> list[str]:
         warnings = super().check(cfg)
-        if cfg.group_size == 1:
-            warnings.append("group_size=1 with a group baseline: every advantage is 0, nothing is learned")
         if self.surrogate == "logprob":
             warnings.append("algo.surrogate=logprob has no ratio: algo.ratio, clip_low and clip_high are inert")
-        if cfg.epochs * cfg.minibatches == 1 and self.surrogate == "clip":
-            warnings.append("the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1")
         return warnings

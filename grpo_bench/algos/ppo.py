@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from grpo_bench import ops
-from grpo_bench.algos.base import Algorithm
+from grpo_bench.algos.base import Algorithm, Card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +26,30 @@ class PPO(Algorithm):
     Targets are A + V_old before whitening; V after the last token is 0, of truncated answers too.
     """
 
+    lone_winner: ClassVar[tuple[float, float] | None] = (2.6457513, -0.3779645)  # whitened: μ = 1/8, σ² = 7/64
+
     clip_low: float = Field(gt=0)
     clip_high: float = Field(gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)  # c of c·A, what a negative A can cost at most; null: no bound
+    log_clamp: float | None = Field(default=None, gt=0)  # of log ρ, ±; null: none
     gamma: float = Field(gt=0, le=1)
     lam: float = Field(ge=0, le=1)
     whiten: bool
+    whiten_ddof: Literal[0, 1] = 0
     vf_coef: float = Field(ge=0)
     value_clip: float | None = Field(gt=0)
     critic_warmup: int = Field(ge=0)  # steps
+
+    def card(self) -> Card:
+        return Card(
+            title="PPO",
+            paper="Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9",
+            baseline="V of a learned critic",
+            advantage=f"GAE, γ = {self.gamma:g}, λ = {self.lam:g}" + (", whitened over tokens" if self.whiten else ""),
+            ratio="π/π_old of each token",
+            objective=f"min[ρ A, clip(ρ, {1 - self.clip_low:g}, {1 + self.clip_high:g}) A]"
+            + (f", at least {self.dual_clip:g} A where A < 0" if self.dual_clip else ""),
+        )
 
     @property
     def needs_critic(self) -> bool:
@@ -56,12 +72,14 @@ class PPO(Algorithm):
         rewards = batch.rewards[:, None] * ops.last_token(batch.mask) - self.reward_penalty(batch)
         advantages = ops.gae(rewards, batch.values, batch.mask, self.gamma, self.lam)
         returns = advantages + batch.values * batch.mask
-        return (ops.whiten(advantages, batch.mask) if self.whiten else advantages), returns
+        return (ops.whiten(advantages, batch.mask, self.whiten_ddof) if self.whiten else advantages), returns
 
     def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
         assert batch.old_logp is not None
         assert batch.advantages is not None
-        surrogate = ops.clipped_surrogate(logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high)
+        surrogate = ops.clipped_surrogate(
+            logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high, self.dual_clip, self.log_clamp
+        )
         return -surrogate + self.penalty(logp, batch, entropy)
 
     def value_loss(self, values: Tensor, batch: Batch) -> Tensor:
@@ -71,8 +89,6 @@ class PPO(Algorithm):
 
     def check(self, cfg: Config) -> list[str]:
         warnings = super().check(cfg)
-        if cfg.epochs * cfg.minibatches == 1:
-            warnings.append("the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1")
         if cfg.model.critic == "separate" and self.vf_coef not in (0, 1):
             warnings.append(
                 f"algo.vf_coef={self.vf_coef:g} with a separate critic scales its loss alone, which AdamW undoes; "
