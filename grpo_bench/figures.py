@@ -71,10 +71,15 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
     What was not recorded is not drawn: a study without one metric line has no curves.
     """
+    from grpo_bench.small_multiples import MANY, small_multiples  # here: it is drawn with what stands below
+
     made: list[tuple[str, Figure]] = []
     with mpl.rc_context(STYLE):
-        for axis in AXES:
-            figure = curves(comparison.arms, axis, comparison.study.name)
+        for axis, words in AXES.items():
+            if len(comparison.arms) > MANY:
+                figure = small_multiples(comparison.arms, axis, words, comparison.study.name)
+            else:
+                figure = curves(comparison.arms, axis, comparison.study.name)
             if figure is not None:
                 made.append((f"curves_{axis}", figure))
         dots = accuracies(comparison)
@@ -86,18 +91,18 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 def curves(arms: Sequence[Arm], axis: str, title: str) -> Figure | None:
     """One panel per metric against ``axis`` ("samples" or "seconds"): the mean over seeds with a band from the lowest
     to the highest seed. None where nothing was recorded."""
-    series = {panel: _series(arms, panel, axis) for panel in PANELS}
-    shown = [panel for panel in PANELS if series[panel]]
+    found = {panel: series(arms, panel, axis) for panel in PANELS}
+    shown = [panel for panel in PANELS if found[panel]]
     if not shown:
         return None
-    named = [arm for arm in arms if any(arm.label in series[panel] for panel in shown)]
+    named = [arm for arm in arms if any(arm.label in found[panel] for panel in shown)]
     styles = {arm.label: _style(i) for i, arm in enumerate(named)}
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(4.1 * columns, 2.75 * rows + 0.8)
+    figure = blank(4.1 * columns, 2.75 * rows + 0.8)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, axes in zip(shown, grid, strict=False):
-        _panel(axes, panel, series[panel], styles, direct=len(named) <= LABELLED)
+        _panel(axes, panel, found[panel], styles, direct=len(named) <= LABELLED)
         axes.set_xlabel(AXES[axis])
     empty = grid[len(shown) :]
     for axes in empty:
@@ -123,7 +128,7 @@ def accuracies(c: Comparison) -> Figure | None:
     arms = [arm for arm in c.arms if arm.accuracy]
     if not arms:
         return None
-    figure = _figure(7.2, 1.5 + 0.42 * (len(arms) + len(c.references)))
+    figure = blank(7.2, 1.5 + 0.42 * (len(arms) + len(c.references)))
     axes = figure.subplots()
     labels = []
     for i, reference in enumerate(c.references):
@@ -170,7 +175,8 @@ class Curve:
     diverged: bool
 
 
-def _series(arms: Sequence[Arm], panel: Panel, axis: str) -> dict[str, list[Curve]]:
+def series(arms: Sequence[Arm], panel: Panel, axis: str) -> dict[str, list[Curve]]:
+    """The curves of each row that has any, by its label."""
     found = {arm.label: [curve for run in arm.runs if (curve := _curve(run, panel.key, axis))] for arm in arms}
     return {label: several for label, several in found.items() if several}
 
@@ -192,13 +198,13 @@ def _curve(run: Run, key: str, axis: str) -> Curve | None:
 
 
 def _panel(
-    axes: Axes, panel: Panel, series: dict[str, list[Curve]], styles: dict[str, dict[str, Any]], *, direct: bool
+    axes: Axes, panel: Panel, curves: dict[str, list[Curve]], styles: dict[str, dict[str, Any]], *, direct: bool
 ) -> None:
     scale = 100 if panel.percent else 1
     ends: list[tuple[float, str]] = []
-    for label, several in series.items():
+    for label, several in curves.items():
         style = styles[label]
-        x, mean, low, high = _band(several)
+        x, mean, low, high = band(several)
         if len(several) > 1:
             axes.fill_between(x, scale * low, scale * high, color=style["color"], alpha=0.16, linewidth=0)
             for curve in several:
@@ -219,7 +225,7 @@ def _panel(
         _name_ends(axes, ends, styles)
 
 
-def _band(several: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
+def band(several: Sequence[Curve]) -> tuple[NDArray[np.float64], ...]:
     """Mean, lowest and highest of the runs at common places: where the first has its own, within what all reached.
 
     Clocks and lengths differ between runs, so each is interpolated; beyond the shortest run there is no band, since
@@ -255,7 +261,8 @@ def _style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # no pyplot: no window system, no global state
     return figure

@@ -73,7 +73,7 @@ def write_run(
     run_id = f"{arm}-s{seed}-{HASHES[algo]}"
     run = folder / run_id
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(config(arm, algo, seed, **(changes or {}))))
+    (run / "config.yaml").write_text(yaml.safe_dump(config(arm, algo, seed) | dict(changes or {})))
     critic = 600_000 if algo == "ppo" else 0
     seconds = {"rollout": 4.0, "reward": 0.5, "score": 1.5, "update": 6.0 if algo == "ppo" else 2.0, "eval": 3.0}
     seconds["total"] = sum(seconds.values())

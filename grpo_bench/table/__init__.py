@@ -15,6 +15,7 @@ from grpo_bench.table.compare import Comparison, compare
 from grpo_bench.table.heading import Heading, heading
 from grpo_bench.table.layout import Sheet, sheets
 from grpo_bench.table.render import as_csv, as_json, latex, markdown
+from grpo_bench.table.shortfall import shortfall_sheet
 from grpo_bench.types import UserError
 
 __all__ = ["Table", "build", "write"]
@@ -42,9 +43,8 @@ def build(folder: Path, baseline: str | None = None) -> Table:
     whole = folder.resolve()  # shown as below the working directory, wherever it was called from
     command = f"python -m grpo_bench.table {whole.parent.name}/{whole.name}"
     command += f" baseline={baseline}" if baseline else ""
-    made = sheets(comparison)
-    article = article_sheet(comparison)
-    return Table(heading(comparison, command), comparison, [*made, article] if article else made)
+    more = [sheet for sheet in (shortfall_sheet(comparison), article_sheet(comparison)) if sheet]
+    return Table(heading(comparison, command), comparison, [*sheets(comparison), *more])
 
 
 def write(folder: Path, baseline: str | None = None) -> tuple[str, list[Path]]:
