@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test parity lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m grpo_bench -m --config-dir sweeps --config-name demo
 	$(BIN)/python -m grpo_bench.table results/demo-arithmetic
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest
+
+parity: $(VENV)/.dev $(VENV)/.peers
+	$(BIN)/python -m pytest tests/parity
+	$(BIN)/python tests/parity/table.py into=results/parity
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,6 +42,13 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(INSTALL) --editable '.[all]' --group dev
 	@touch $@
+
+# Systems to compare with, without what they depend on; where they cannot be had their tests are skipped.
+$(VENV)/.peers: $(VENV)/.pip tests/parity/requirements.txt
+	rm -rf $(VENV)/peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/peers \
+		--requirement tests/parity/requirements.txt && touch $@ || \
+		echo "verl and OpenRLHF could not be installed: their tests are skipped" >&2
 
 clean:
 	rm -rf $(VENV) build dist

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_bench import ops, rewards
+from grpo_bench.rewards.repetition import repetition
 from grpo_bench.rollout import Engine, Noise, Sampling
 from grpo_bench.tasks import Task
 from grpo_bench.tasks.grading import Grade
@@ -46,20 +47,31 @@ def collect(
     problems: list[Problem],
     step: int,
     meter: Meter,
+    draw: int = 0,
 ) -> Experience:
-    """Sample ``group_size`` completions of each problem, grade and reward them."""
+    """Sample ``group_size`` completions of each problem, grade and reward them; ``draw`` counts those of a step."""
     with meter.phase("rollout"):
         prompts = task.prompt_ids(problems, tokenizer)
-        noise = Noise(cfg.seed, "train", step)
+        noise = Noise(cfg.seed, "train", step, draw)
         rollouts = engine.generate(policy, tokenizer, prompts, cfg.group_size, sampling_of(cfg), noise)
     with meter.phase("reward"):
         rows = [problem for problem in problems for _ in range(cfg.group_size)]
-        grades = task.grade(rows, rollouts.texts)
-        texts = [task.prompt(problem, tokenizer) for problem in problems for _ in range(cfg.group_size)]
-        scored = rewards.Scored(rows, texts, rollouts.texts, grades, rollouts.finished, cfg.seed, step)
-        total, parts = rewards.reward(cfg.reward.parts, scored)
+        grades, total, parts = appraise(cfg, task, tokenizer, rows, rollouts, step, draw)
     correct = [grade.strict and ended for grade, ended in zip(grades, rollouts.finished, strict=True)]
     return Experience(make_batch(rollouts, total, correct, policy.device), rows, rollouts, grades, parts)
+
+
+def appraise(
+    cfg: Config, task: Task, tokenizer: Any, rows: list[Problem], rollouts: Rollouts, step: int, draw: int
+) -> tuple[list[Grade], list[float], dict[str, list[float]]]:
+    """Grades, shaped rewards and their parts of any completions, one problem of ``rows`` for each."""
+    grades = task.grade(rows, rollouts.texts)
+    texts = [task.prompt(problem, tokenizer) for problem in rows]
+    scored = rewards.Scored(
+        rows, texts, rollouts.texts, grades, rollouts.finished, cfg.seed, step,
+        rollouts.completion_ids, cfg.task.max_new_tokens, rollouts.group_size, draw,
+    )  # fmt: skip
+    return grades, *rewards.score(cfg, scored)
 
 
 def make_batch(rollouts: Rollouts, total: list[float], correct: list[bool], device: torch.device) -> Batch:
@@ -88,14 +100,11 @@ def drop(batch: Batch, keep: Tensor) -> Batch:
     return replace(batch, mask=batch.mask * keep[:, None])
 
 
-def repetition(ids: list[int], n: int = 4) -> float:
-    """1 − distinct/all n-grams of a completion; 0 for one shorter than n."""
-    grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def describe(experience: Experience, kept: Tensor, used: Tensor | None = None) -> dict[str, float | None]:
+    """What was sampled, under the glossary's names: reward/, group/, completions/.
 
-
-def describe(experience: Experience, kept: Tensor) -> dict[str, float | None]:
-    """What was sampled, under the glossary's names: reward/, group/, completions/."""
+    (B,) ``kept`` is the algorithm's verdict, ``used`` says which rows the step trains on, where those are fewer.
+    """
     batch, ids = experience.batch, experience.rollouts.completion_ids
     lengths = torch.tensor([float(len(c)) for c in ids])
     correct, finished = batch.correct.cpu(), batch.finished.cpu()
@@ -104,6 +113,7 @@ def describe(experience: Experience, kept: Tensor) -> dict[str, float | None]:
     right_PG = correct.view(-1, batch.group_size)
     flat = ops.flat_groups(rewards_B, batch.group_size).squeeze(1)
     kept_P = kept.cpu().view(-1, batch.group_size).any(1)
+    used_P = kept_P if used is None else used.cpu().view(-1, batch.group_size).any(1)
 
     def mean(x: Tensor) -> float | None:
         return float(x.float().mean()) if len(x) else None
@@ -121,8 +131,9 @@ def describe(experience: Experience, kept: Tensor) -> dict[str, float | None]:
         "group/frac_zero_std": mean(flat),
         "group/frac_all_correct": mean(right_PG.all(1)),
         "group/frac_all_wrong": mean(~right_PG.any(1)),
-        "group/effective": float((kept_P & ~flat).sum()),
+        "group/effective": float((used_P & ~flat).sum()),
         "group/filtered": float((~kept_P).sum()),
+        "group/frac_kept": mean(kept_P),
         "completions/len_mean": mean(lengths),
         "completions/len_min": float(lengths.min()),
         "completions/len_max": float(lengths.max()),

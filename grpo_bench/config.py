@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, field_serializer, field_validator
+from pydantic import Field, SerializationInfo, ValidationError, field_serializer
 
 from grpo_bench import config_checks, config_errors
 from grpo_bench.config_errors import ConfigError
+from grpo_bench.config_reward import RewardConfig
+from grpo_bench.config_strict import Strict
 from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import config_hash, run_dir, run_id
 from grpo_bench.tuned import tuned_rate
@@ -25,18 +27,6 @@ CONFIG_VERSION = 1
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: Any, info: Any) -> Any:
-        """``group_size=true`` would be read as 1."""
-        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name].annotation):
-            raise ValueError("should not be true or false")
-        return value
 
 
 class StudyConfig(Strict):
@@ -174,13 +164,6 @@ class ModelConfig(Strict):
     gradient_checkpointing: bool
     tiny: TinyConfig | None
     warmstart: WarmstartConfig
-
-
-class RewardConfig(Strict):
-    """Weighted sum of parts; ``correct`` alone is the default."""
-
-    name: str
-    parts: dict[str, float]
 
 
 class RolloutConfig(Strict):

@@ -148,16 +148,9 @@ def _model(cfg: Config) -> list[str]:
 
 
 def _names(cfg: Config) -> list[str]:
-    from grpo_bench.rewards import PARTS  # here, so that reading the schema does not cost numpy
+    from grpo_bench.rewards import check  # here, so that reading the schema does not cost numpy
 
-    problems = []
-    if not cfg.reward.parts:
-        problems.append(f"reward.parts is empty; give at least one of {', '.join(PARTS)}")
-    elif not any(cfg.reward.parts.values()):
-        problems.append("reward.parts: all weights are 0, so that every reward is; give one of them another weight")
-    for name in cfg.reward.parts:
-        if name not in PARTS:
-            problems.append(f"reward.parts.{name} is not known; choose {', '.join(PARTS)}")
+    problems = check.contradictions(cfg)
     for pair in cfg.study.contrasts:
         if len(pair) != 2 or pair[0] == pair[1]:
             problems.append(f"study.contrasts: {pair} should name two different arms")
@@ -166,7 +159,9 @@ def _names(cfg: Config) -> list[str]:
 
 def warnings(cfg: Config) -> list[str]:
     """One line for each setting that is inert or that biases a comparison; algorithms add their own."""
-    found = []
+    from grpo_bench.rewards import check
+
+    found = check.warnings(cfg)
     if cfg.rollout.top_p < 1:
         found.append(f"rollout.top_p={cfg.rollout.top_p:g} samples from a cut distribution: ratios are biased")
     if cfg.rollout.top_k is not None:

@@ -19,7 +19,7 @@ NOT_IDENTITY = (
     "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
     "checkpoint", "resume", "isolate", "parallel",
     "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
-    "model.gradient_checkpointing",
+    "model.gradient_checkpointing", "reward.model.device", "reward.model.batch_size",
 )  # fmt: skip
 # of a model's folder, what loading reads: not a README, a log or an optimizer's state that lies beside it
 MODEL_FILES = (
@@ -47,7 +47,8 @@ def config_hash(cfg: Config) -> str:
 
 def _by_content(cfg: Config, data: dict[str, Any]) -> None:
     """Replace the paths in a dumped configuration by what is read there: the files of the task's splits (MATH-500
-    beside MATH included, though no key names it), and config, tokenizer and weights of a model."""
+    beside MATH included, though no key names it), config, tokenizer and weights of the model and of a reward model,
+    and the file of a reward function."""
     from grpo_bench.tasks.data import local_files  # here, so that reading the schema does not cost the tasks
 
     task, model = data.get("task", {}), data.get("model", {})
@@ -60,8 +61,18 @@ def _by_content(cfg: Config, data: dict[str, Any]) -> None:
             task[key] = _digest(read[key], named=task.get(key) is None or Path(task[key]).expanduser().is_dir())
         elif task.get(key) is not None:
             task[key] = fingerprint(task[key])
-    if model.get("path") is not None:
-        model["path"] = fingerprint(model["path"], MODEL_FILES)
+    reward = data.get("reward", {})
+    for node in (model, reward.get("model", {})):
+        if node.get("path") is not None:
+            node["path"] = fingerprint(node["path"], MODEL_FILES)
+    if reward.get("model") == {}:  # nothing but what is no identity
+        del reward["model"]
+    if reward.get("function") is not None:
+        from grpo_bench.rewards.function import file_of
+
+        file = file_of(reward["function"])
+        if file is not None:  # helpers that it imports are not seen
+            reward["function"] = f"{fingerprint(file)}:{reward['function'].rpartition(':')[2]}"
 
 
 def run_id(cfg: Config) -> str:

@@ -19,6 +19,9 @@ GB = 1e9  # bytes; every *_gb below
 _TOKENS = "sampled tokens"  # mask = 1: the end token included, prompts and padding not
 _ROWS = "completions"
 _GROUPS = "groups"
+# reward/, group/ and completions/ speak of all completions that a step sampled from its prompts, dropped and surplus
+# ones too: an algorithm that drops what it cannot use would otherwise seem to answer better. Greedy baselines and
+# branches are none of them.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,9 @@ _UPDATES = "mean over the updates of the step"
 _ALL: tuple[Metric, ...] = (
     # counters: the x-axes, cumulative from the start of the run
     Metric("step", "steps", "one rollout and its updates; counts from 1", "whole run", "count"),
-    Metric("samples", "completions", "completions sampled for training, dropped ones too", "whole run", "sum"),
+    Metric("samples", "completions", "sampled for training: dropped, greedy and branched ones too", "whole run", "sum"),
     Metric("prompts", "prompts", "problems taken from the training stream", "whole run", "sum"),
-    Metric("generated_tokens", "tokens", "tokens sampled for training, dropped completions too", "whole run", "sum"),
+    Metric("generated_tokens", "tokens", "tokens of all completions that samples counts", "whole run", "sum"),
     Metric("trained_tokens", "tokens", "sampled tokens that entered an update, once per epoch", "whole run", "sum"),
     Metric("updates", "updates", "optimiser steps of the policy", "whole run", "sum"),
     Metric("flops", "FLOPs", "estimated floating-point operations of rollout, scoring and update", "whole run", "sum"),
@@ -63,6 +66,7 @@ _ALL: tuple[Metric, ...] = (
     *_stats("reward/", "reward", "the shaped reward", _ROWS, ("mean", "std", "min", "max")),
     Metric("reward/group_std_mean", "reward", "reward spread within a group (ddof 0)", _GROUPS, "mean of stds"),
     Metric("reward/<part>/mean", "reward", "one part of the reward before its weight", _ROWS, "mean"),
+    Metric("reward/greedy", "reward", "the greedy answers' shaped reward, where they are the baseline", _ROWS, "mean"),
     Metric("reward/correct", "fraction", "strict match and ended by itself", _ROWS, "mean"),
     Metric("reward/flexible", "fraction", "the last number or expression is right", _ROWS, "mean"),
     Metric("reward/format", "fraction", "carries an answer in the asked-for form, right or wrong", _ROWS, "mean"),
@@ -70,8 +74,10 @@ _ALL: tuple[Metric, ...] = (
     Metric("group/frac_zero_std", "fraction", "all rewards equal (max - min <= 1e-6): no signal", _GROUPS, "mean"),
     Metric("group/frac_all_correct", "fraction", "every completion correct", _GROUPS, "mean"),
     Metric("group/frac_all_wrong", "fraction", "no completion correct", _GROUPS, "mean"),
-    Metric("group/effective", "groups", "kept and with unequal rewards", _GROUPS, "count"),
-    Metric("group/filtered", "groups", "dropped by the algorithm; their samples are charged", _GROUPS, "count"),
+    Metric("group/effective", "groups", "in the step, kept and with unequal rewards", _GROUPS, "count"),
+    Metric("group/filtered", "groups", "dropped by the algorithm, of all drawn; charged", _GROUPS, "count"),
+    Metric("group/frac_kept", "fraction", "kept by the algorithm, surplus ones too, of all drawn", _GROUPS, "mean"),
+    Metric("group/refills", "draws", "further draws of prompts, since too few groups were kept", "step", "count"),
     # advantage
     *_stats("adv/", "advantage", "the advantage used by the loss", _TOKENS, ("mean", "std", "min", "max", "abs_mean")),
     # policy
@@ -115,6 +121,7 @@ _ALL: tuple[Metric, ...] = (
     Metric("completions/truncated_frac", "fraction", "cut at max_new_tokens", _ROWS, "mean"),
     Metric("completions/eos_frac", "fraction", "ended by the end token or a stop string", _ROWS, "mean"),
     Metric("completions/terminated_len_mean", "tokens", "length of those that ended by themselves", _ROWS, "mean"),
+    Metric("completions/steps_mean", "steps", "steps that branches start from, of rows trained on", _ROWS, "mean"),
     Metric("completions/repetition", "fraction", "1 - distinct / all 4-grams of tokens", _ROWS, "mean"),
     # evaluation
     Metric("eval/<split>/<mode>/acc", "fraction", "correct: strict match and finished; the headline", _ROWS, "mean"),
@@ -133,6 +140,7 @@ _ALL: tuple[Metric, ...] = (
     _clock("time/step_s", "s", "rollout, reward, score and update of the step"),
     _clock("time/rollout_s", "s", "sampling completions"),
     _clock("time/reward_s", "s", "grading and rewarding them"),
+    _clock("time/reward_model_s", "s", "a reward model's part of time/reward_s"),
     _clock("time/score_s", "s", "old and reference log-probs and values"),
     _clock("time/update_s", "s", "forward, backward and optimiser steps"),
     _clock("time/eval_s", "s", "evaluation; not in any training budget"),
@@ -142,7 +150,10 @@ _ALL: tuple[Metric, ...] = (
     _clock("perf/samples_s", "completions/s", "completions over step seconds", "ratio"),
     _clock("mem/peak_alloc_gb", "GB (1e9 bytes)", "GPU memory allocated; on a CPU the resident set", "max so far"),
     # events, cumulative
-    Metric("cost/gen_tokens", "tokens", "tokens sampled in this step", _TOKENS, "sum"),
+    Metric("cost/samples", "completions", "completions sampled in this step, extra ones too", _ROWS, "count"),
+    Metric("cost/gen_tokens", "tokens", "tokens sampled in this step, extra ones too", _TOKENS, "sum"),
+    Metric("cost/extra_samples", "completions", "greedy baselines and branches among cost/samples", _ROWS, "count"),
+    Metric("cost/extra_tokens", "tokens", "theirs among cost/gen_tokens", _TOKENS, "sum"),
     Metric("cost/train_tokens", "tokens", "sampled tokens trained on in this step, per epoch", _TOKENS, "sum"),
     Metric("health/nan_steps", "steps", "steps with a non-finite loss or gradient", "whole run", "count"),
     Metric("health/skipped_updates", "updates", "not made: loss or gradient not finite", "whole run", "count"),

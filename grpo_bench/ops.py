@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG_LARGE = 80.0  # e^80 is finite in float32, and beyond every clip
 FLAT = 1e-6  # a group whose rewards differ by no more than this carries no signal
 
 
@@ -95,11 +96,62 @@ def group_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float, guard:
     return scores.masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)  # with ε = 0 a flat group is 0/0
 
 
+def batch_zscore(rewards: Tensor, group_size: int, ddof: int, eps: float, guard: bool = True) -> Tensor:
+    """(r_i − mean of its group) / (σ of all B rewards + ε): (B,) -> (B,); 0 in flat groups and for G = 1.
+
+    Lite PPO (arXiv:2508.08221, §5) leaves ddof and ε open. B ≤ ddof has no spread: 0. ``guard`` as in group_zscore.
+    """
+    if len(rewards) <= ddof:
+        return rewards.new_zeros(rewards.shape)
+    deviation = rewards.std(correction=ddof) + eps
+    if guard:
+        centred = group_center(rewards, group_size)
+        return (centred / deviation).where(centred != 0, 0.0)  # with ε = 0 a flat batch is 0/0
+    rewards_PG = rewards.view(-1, group_size)
+    return ((rewards_PG - rewards_PG.mean(1, keepdim=True)) / deviation).view(-1)
+
+
+def group_over_mean(rewards: Tensor, group_size: int) -> Tensor:
+    """(r_i − μ) / μ within each group (MaxRL, arXiv:2602.02710, algorithm 1): (B,) -> (B,); 0 where μ is not above 0.
+
+    0 in flat groups and for G = 1. Of rewards 0 and 1 it lies in [−1, G − 1]; of others it grows without bound as the
+    mean nears 0.
+    """
+    means = rewards.view(-1, group_size).mean(1, keepdim=True).expand(-1, group_size).reshape(-1)
+    centred = group_center(rewards, group_size)
+    return (centred / means.clamp(min=FLAT)).masked_fill(means <= FLAT, 0.0)  # of NaN, NaN
+
+
+def mixed_groups(correct: Tensor, group_size: int) -> Tensor:
+    """(B,) bool -> (B,) bool: rows of groups that have right and wrong answers (DAPO, arXiv:2503.14476, eq. 11)."""
+    correct_PG = correct.view(-1, group_size)
+    mixed = correct_PG.any(1, keepdim=True) & ~correct_PG.all(1, keepdim=True)
+    return mixed.expand(-1, group_size).reshape(-1)
+
+
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
     """r_i − mean of the other members (RLOO, arXiv:2402.14740): (B,) -> (B,); 0 for G = 1, which has no others."""
     if group_size == 1:
         return rewards.new_zeros(rewards.shape)
     return group_center(rewards, group_size) * (group_size / (group_size - 1))
+
+
+def length_weighted_center(rewards: Tensor, lengths: Tensor, group_size: int) -> Tensor:
+    """r_i − Σ_j l_j r_j / Σ_j l_j of its group (OPO, arXiv:2505.23585): (B,), (B,) -> (B,).
+
+    0 in flat groups and for G = 1. A group without tokens has no such mean: its rows stay as they are, with no token to
+    act on.
+    """
+    rewards_PG, lengths_PG = rewards.view(-1, group_size), lengths.view(-1, group_size)
+    means = (rewards_PG * lengths_PG).sum(1, keepdim=True) / lengths_PG.sum(1, keepdim=True).clamp(min=1)
+    return (rewards_PG - means).masked_fill(flat_groups(rewards, group_size), 0.0).view(-1)
+
+
+def step_sums(x: Tensor, step_ids: Tensor, mask: Tensor) -> Tensor:
+    """Σ of x over the tokens of each token's step: (B,T), (B,T) int in [0, T) -> (B,T)."""
+    steps = step_ids.long()
+    sums = x.new_zeros(x.shape).scatter_add(1, steps, x * mask)
+    return sums.gather(1, steps) * mask
 
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -121,6 +173,12 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
+def ratio(logp: Tensor, old_logp: Tensor, log_clamp: float | None = None) -> Tensor:
+    """ρ = exp(logp − old_logp), its logarithm bounded to ± ``log_clamp``: (B,T) -> (B,T)."""
+    log_ratio = logp - old_logp
+    return (log_ratio if log_clamp is None else log_ratio.clamp(-log_clamp, log_clamp)).exp()
+
+
 def clipped_surrogate(
     logp: Tensor,
     old_logp: Tensor,
@@ -136,11 +194,13 @@ def clipped_surrogate(
     max(·, c A) where A < 0 (Ye et al. 2020, arXiv:1912.09729, eq. 5). ``log_clamp`` bounds log ρ to ± itself.
     """
     log_ratio = logp - old_logp
-    if log_clamp is not None:
-        log_ratio = log_ratio.clamp(-log_clamp, log_clamp)
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    surrogate = (ratio * advantages).minimum(clipped * advantages)
+    # far beyond the bound the minimum is the bound's, but e^100 is infinite in float32 and its gradient 0·∞; where
+    # A < 0 and nothing bounds the cost, it stays infinite: such an update is skipped and counted
+    bounded = log_ratio.clamp(max=LOG_LARGE)
+    safe = bounded if dual_clip is not None else log_ratio.where(advantages < 0, bounded)
+    rho = ratio(safe, safe.new_zeros(()), log_clamp)
+    clipped = rho.clamp(1 - clip_low, 1 + clip_high)
+    surrogate = (rho * advantages).minimum(clipped * advantages)
     if dual_clip is None:
         return surrogate
     return surrogate.where(advantages >= 0, surrogate.maximum(dual_clip * advantages))
@@ -149,6 +209,11 @@ def clipped_surrogate(
 def sequence_logp(logp: Tensor, mask: Tensor) -> Tensor:
     """Σ_t log π of each answer, broadcast over its tokens: (B,T) -> (B,T). For losses of a whole answer."""
     return (logp * mask).sum(1, keepdim=True) * mask
+
+
+def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """1/|o| Σ_t x of each answer, broadcast over its tokens: (B,T) -> (B,T). For losses of a whole answer."""
+    return (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1) * mask
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:

@@ -23,6 +23,7 @@ from grpo_bench.identity import study_dir
 from grpo_bench.paths import conf_dir
 from grpo_bench.provenance import PATH_KEYS, base_names
 from grpo_bench.resume import standing
+from grpo_bench.rewards import check as reward_check
 from grpo_bench.tasks.data import local_files
 from grpo_bench.types import UserError
 
@@ -277,8 +278,10 @@ def _missing(cfg: Config) -> list[str]:
             local_files(cfg.task)
         except UserError as e:
             problems.append(str(e))
-    if cfg.device == "cuda" and not device.cuda_available():
-        problems.append("device=cuda: no CUDA device is visible to this torch; use device=cpu")
+    problems += reward_check.missing(cfg)
+    for key, where in (("device", cfg.device), ("reward.model.device", cfg.reward.model.device)):
+        if where == "cuda" and not device.cuda_available():
+            problems.append(f"{key}=cuda: no CUDA device is visible to this torch; use {key}=cpu")
     needs = [("wandb", f"tracker={cfg.tracker.name}")] if cfg.tracker.name == "wandb" else []
     needs += [("tensorboard", "tracker=tensorboard")] if cfg.tracker.name == "tensorboard" else []
     needs += [("peft", "model.lora")] if cfg.model.lora is not None else []

@@ -22,7 +22,10 @@ PACKAGES = (
     *("hydra-core", "omegaconf", "pydantic", "math-verify", "sympy", "antlr4-python3-runtime", "wandb", "tensorboard"),
 )
 # keys of the configuration that hold a path, or may (a hub's name never begins with / or ~)
-PATH_KEYS = ("results", "task.path", "task.math500_path", "task.hub", "task.math500_hub", "model.path", "model.id")
+PATH_KEYS = (
+    *("results", "task.path", "task.math500_path", "task.hub", "task.math500_hub", "model.path", "model.id"),
+    *("reward.model.path", "reward.model.id", "reward.function"),
+)
 DIFF_LIMIT = 100_000  # bytes of a dirty tree's diff that are kept; its sha256 is of the whole
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -55,12 +58,18 @@ def without_places(config: dict[str, Any]) -> dict[str, Any]:
     """
     out = dict(config)
     for key in PATH_KEYS:
-        node, _, last = key.rpartition(".")
-        if not node:
-            out |= {last: base_names(out[last], whole=True)} if last in out else {}
-        elif isinstance(out.get(node), dict) and last in out[node]:
-            out[node] = out[node] | {last: base_names(out[node][last], whole=True)}
+        _cut(out, key.split("."))
     return out
+
+
+def _cut(node: dict[str, Any], keys: list[str]) -> None:
+    """Cut the path at ``keys``, where there is one; dicts on the way are copied, not changed."""
+    first, *rest = keys
+    if not rest and first in node:
+        node[first] = base_names(node[first], whole=True)
+    elif rest and isinstance(node.get(first), dict):
+        node[first] = dict(node[first])
+        _cut(node[first], rest)
 
 
 def _last_part(match: re.Match[str]) -> str:

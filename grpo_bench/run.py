@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from grpo_bench import rewards
 from grpo_bench.baselines import prepare
-from grpo_bench.collect import Experience, collect, describe, drop
+from grpo_bench.collect import Experience, describe, drop
 from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
 from grpo_bench.evaluate import Summary, evaluate, flat, summarise
+from grpo_bench.gather import gather, with_extras
 from grpo_bench.identity import config_hash, run_id
 from grpo_bench.policy import (
     Policy,
@@ -26,7 +28,7 @@ from grpo_bench.policy import (
 from grpo_bench.policy.score import score
 from grpo_bench.record import RunRecord
 from grpo_bench.rollout import make_engine
-from grpo_bench.signals import health, score_flops, shown, signals, throughput
+from grpo_bench.signals import costs, health, score_flops, shown, signals, throughput
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
 from grpo_bench.tasks import load_task
 from grpo_bench.trackers import make_tracker
@@ -57,6 +59,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         model = load_model(cfg.model, device)
         check_lengths(model, cfg)
         engine = make_engine(cfg.rollout)
+        rewards.load(cfg)
         plain = Policy(model, dtype)
         shared, summaries, prints = prepare(cfg, directory.parent, task, plain, tokenizer, engine, console)
 
@@ -124,6 +127,7 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
         meter.forget_peak()
     while (spent := state.spent(unit, meter.training)) < amount:
         state.step += 1
+        scored = state.reward_model.get("seconds", 0.0)
         experience, batch, metrics = one_step(parts, state, spent / amount)
         state.peak_memory = max(state.peak_memory, meter.peak_memory())  # of training alone: evaluation comes after
         looked = cfg.eval.every > 0 and state.step % cfg.eval.every == 0
@@ -138,8 +142,9 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
             "elapsed_s": sum(meter.total.values()),
             "seconds": seconds,
             "peak_memory_bytes": state.peak_memory,
-            **throughput(metrics, cfg.samples, seconds),
+            **throughput(metrics, seconds),
             **parts.task.verifier_health(),
+            **({"time/reward_model_s": state.reward_model["seconds"] - scored} if state.reward_model else {}),
         }
         line = {**state.counters(), **metrics}
         record.step(state.step, line, timing)
@@ -164,41 +169,35 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
 def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, Batch, dict[str, Any]]:
     """One rollout and its updates."""
     cfg, algo, models, learner, meter = parts.cfg, parts.cfg.algo, parts.models, parts.learner, parts.meter
-    problems = [parts.task.train_problem(state.prompts + i) for i in range(cfg.prompts)]
-    state.prompts += len(problems)
-    experience = collect(cfg, parts.task, models.policy, parts.tokenizer, parts.engine, problems, state.step, meter)
-    lengths = [len(c) for c in experience.rollouts.completion_ids]
-    prompts = [len(p) for p in experience.rollouts.prompt_ids]
-    state.samples += len(lengths)
-    state.generated_tokens += sum(lengths)
-    state.flops += parts.size.rollout(prompts, cfg.group_size, lengths)
-
-    coefficient = state.algo.get("kl_coef", cfg.kl_coef)
-    batch = replace(experience.batch, kl_coef=coefficient, state=dict(state.algo))
-    kept = algo.keep(batch)
-    batch = drop(batch, kept & (batch.finished if cfg.mask_truncated else kept))
+    before = replace(state)
+    gathered = gather(parts, state)
+    experience, batch = gathered.experience, gathered.experience.batch
+    batch = drop(batch, gathered.used & (batch.finished if cfg.mask_truncated else gathered.used))
+    batch = with_extras(parts, state, experience, batch)
+    state.charge_reward(rewards.take_cost(cfg))
 
     with meter.phase("score"):  # one update per rollout: the update's own forward gives the old log-probs
         old = cfg.epochs * cfg.minibatches > 1 or algo.needs_old_logp
         batch = score(batch, models, cfg.rollout.temperature, 4 * learner.tokens, old, algo.needs_critic)
         state.flops += score_flops(parts, batch, old)
-        advantages, returns = algo.advantages(batch)
-        batch = replace(batch, advantages=advantages, returns=returns)
+        with torch.no_grad():
+            batch = algo.credited(batch)
     with meter.phase("update"):
-        metrics: dict[str, Any] = describe(experience, kept) | signals(batch)
+        metrics: dict[str, Any] = describe(gathered.sampled, gathered.kept, gathered.taken) | signals(batch)
         updated = learner.update(batch, state.step, progress)
     metrics = updated | metrics if old else metrics | updated  # scored KLs are of the policy that sampled
     state.updates += int(updated["policy/n_updates"])
     if state.step <= algo.frozen_steps:
         state.warmup_updates += cfg.epochs * cfg.minibatches
+    else:
+        state.empty_updates += learner.empty_updates
     state.trained_tokens += learner.trained_tokens
     state.flops += learner.flops
 
     measured = metrics.get("kl/ref_k3_token") if algo.kl.to == "reference" else updated.get("policy/kl_old")
-    seen = {"samples": float(len(lengths)), **({"kl": measured} if measured is not None else {})}
+    seen = {"samples": float(len(batch.mask)), **({"kl": measured} if measured is not None else {})}
     state.algo |= algo.next_state(replace(batch, state={**state.algo, **seen}))
-    metrics["kl/coef"] = coefficient
-    metrics |= {"cost/gen_tokens": sum(lengths), "cost/train_tokens": learner.trained_tokens}
+    metrics |= {"kl/coef": batch.kl_coef, "group/refills": gathered.refills} | costs(before, state)
     health(state, metrics, updated)
     return experience, batch, metrics
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
-from grpo_bench.types import UserError
+from grpo_bench.rewards.model import add_cost
+from grpo_bench.types import Rollouts, UserError
 
 if TYPE_CHECKING:
     from grpo_bench.checkpoint import Checkpoint
@@ -33,8 +34,12 @@ class State:
     trained_tokens: int = 0
     updates: int = 0
     warmup_updates: int = 0  # of the critic alone, while the policy waited for it
+    empty_updates: int = 0  # not made, since all of their rows were dropped
+    extra_samples: int = 0  # of samples: greedy baselines and branches, which are not trained on
+    extra_tokens: int = 0  # of generated_tokens: theirs
     flops: float = 0.0
     algo: dict[str, float] = field(default_factory=dict)
+    reward_model: dict[str, float] = field(default_factory=dict)  # its cost so far; {} without one
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     nan_steps: int = 0
@@ -49,10 +54,25 @@ class State:
         names = ("samples", "prompts", "generated_tokens", "trained_tokens", "updates", "flops")
         return {name: getattr(self, name) for name in names}
 
+    def charge(self, size: Size, rollouts: Rollouts, extra: bool = False) -> None:
+        """Count what was sampled, whatever becomes of it; ``extra``: beside the completions that may be trained on."""
+        lengths = [len(c) for c in rollouts.completion_ids]
+        self.samples += len(lengths)
+        self.generated_tokens += sum(lengths)
+        self.flops += size.rollout([len(p) for p in rollouts.prompt_ids], rollouts.group_size, lengths)
+        if extra:
+            self.extra_samples += len(lengths)
+            self.extra_tokens += sum(lengths)
+
+    def charge_reward(self, cost: dict[str, float]) -> None:
+        """Count what a reward model did in a step, its FLOPs among the run's; {} where there is none."""
+        self.reward_model = add_cost(self.reward_model, cost)
+        self.flops += cost.get("flops", 0.0)
+
     def spent(self, unit: str, seconds: float) -> float:
         """How much of a budget in ``unit`` is used up."""
-        if unit == "updates":  # the critic's warm-up is charged
-            return float(self.updates + self.warmup_updates)
+        if unit == "updates":  # the critic's warm-up is charged, and a run that drops everything has to end
+            return float(self.updates + self.warmup_updates + self.empty_updates)
         return seconds if unit == "seconds" else float({**self.counters(), "tokens": self.generated_tokens}[unit])
 
 
@@ -133,12 +153,16 @@ def result_of(
             "steps": state.step,
             **state.counters(),
             "warmup_updates": state.warmup_updates,
+            "empty_updates": state.empty_updates,
+            "extra_samples": state.extra_samples,
+            "extra_tokens": state.extra_tokens,
             "seconds": {
                 **{name: seconds.get(name, 0.0) for name in ("rollout", "reward", "score", "update", "eval")},
                 "total": sum(seconds.values()),
             },
             "peak_memory_bytes": state.peak_memory,
             "parameters": parts.models.parameters(),
+            **({"reward_model": state.reward_model} if state.reward_model else {}),
         },
         "stability": {
             "kl_final": state.last.get("kl/ref_k3_token"),

@@ -99,6 +99,7 @@ class Learner:
         self.size = Size.of(models.policy.model)
         self.trained_tokens = 0  # of the last step, once per epoch
         self.flops = 0.0  # of the last step
+        self.empty_updates = 0  # of the last step, not made because all of their rows were dropped
         self.shared = models.critic is not None and models.critic.trunk is None
         groups: list[tuple[Iterable[nn.Parameter], float]] = [(models.policy.parameters(), cfg.lr)]
         self.critic: Optimiser | None = None
@@ -125,14 +126,18 @@ class Learner:
 
         With ``target_kl`` a minibatch whose KL(old‖new) (token mean of k3) exceeds δ is not stepped on and ends the
         step, the critic's updates too: its forward measures what the minibatches before it did. So ``policy/kl_old`` is
-        the KL before a step's last update; what that one adds is not measured. UserError when a GPU's memory runs out.
+        the KL before a step's last update; what that one adds is not measured. A minibatch whose rows are all dropped
+        is passed over: it moves nothing and measures nothing. UserError when a GPU's memory runs out.
         """
         train_policy = step > self.algo.frozen_steps
-        self.trained_tokens, self.flops = 0, 0.0
+        self.trained_tokens, self.flops, self.empty_updates = 0, 0.0, 0
         seen: dict[str, list[float]] = defaultdict(list)
         stopped = skipped = 0
         for epoch in range(self.cfg.epochs):
             for rows in self.minibatches(batch, step, epoch):
+                if not batch.mask[rows].any():
+                    self.empty_updates += 1
+                    continue
                 loss, value_loss = self._accumulate(batch, rows, train_policy, seen)
                 over = self.cfg.target_kl is not None and train_policy and seen["kl_old"][-1] > self.cfg.target_kl
                 if over:
@@ -277,7 +282,7 @@ class Learner:
                 "policy/lr": float(self.policy.adamw.param_groups[0]["lr"]),
             }
         out["policy/n_updates"] = sum(seen["n_updates"])
-        if self.models.critic is not None:
+        if seen["value_loss"]:
             out["value/loss"] = mean("value_loss")
             out["value/lr"] = float((self.critic or self.policy).adamw.param_groups[-1]["lr"])
             if seen["value_grad_norm"]:

@@ -15,6 +15,7 @@ from grpo_bench.config import Config, parse, plain, warnings
 from grpo_bench.types import UserError
 
 INERT_CLIP = "the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1"
+NO_GROUP = "group_size=1 with a group baseline: every advantage is 0, nothing is learned"
 ONE_UPDATE = {"epochs": 1, "minibatches": 1}
 
 
@@ -43,7 +44,7 @@ def config(algo: str, **changes: Any) -> Config:
     [
         ({"algo__kl__place": "reward", "algo__kl__to": "old"}, "this KL is 0; set algo.kl.to=reference"),
         ({"algo__kl__control": "adaptive", "kl_coef": 0}, "kl_coef=0 stays 0; set kl_coef=0.01"),
-        ({"algo__kl__control": "adaptive", "algo__kl__place": "none"}, "there is no KL to steer; set the place"),
+        ({"algo__kl__control": "adaptive", "algo__kl__place": "none", "kl_coef": 0.04}, "there is no KL to steer"),
         ({"dialect": "trl5"}, "dialect=trl5 is not known to algo={name}; it has paper"),
     ],
 )
@@ -93,7 +94,47 @@ def test_a_whole_answer_loss_needs_the_mean_over_answers(aggregation: str) -> No
             ["target_kl is inert with one update per rollout (epochs=1 minibatches=1)", INERT_CLIP],
         ),
         ("grpo", {"target_kl": 0.01}, []),
-        ("grpo", {"group_size": 1}, ["group_size=1 with a group baseline: every advantage is 0, nothing is learned"]),
+        ("grpo", {"group_size": 1}, [NO_GROUP]),
+        ("dr_grpo", {}, []),
+        (
+            "dr_grpo",
+            {"algo__scale": "std"},
+            ["algo.scale=std: Dr. GRPO with std is half of it, the constant length without the centring"],
+        ),
+        (
+            "dr_grpo",
+            {"algo__aggregation": "token_mean"},
+            [
+                "algo.aggregation=token_mean: Dr. GRPO is half of it without the constant length; "
+                "set algo.aggregation=constant_length"
+            ],
+        ),
+        ("dr_grpo", {"algo__ddof": 1}, ["algo.ddof=1 is inert: algo.scale is none"]),
+        ("dapo", {}, []),
+        ("dapo", {"algo__dynamic_sampling": False}, []),
+        (
+            "dapo",
+            {"algo__dynamic_sampling": False, "algo__max_refills": 3},
+            ["algo.max_refills=3 is inert: algo.dynamic_sampling is false"],
+        ),
+        ("gspo", {}, []),
+        (
+            "gspo",
+            {"algo__clip_high": 0.2},
+            [
+                "algo.clip_high=0.2: GSPO with ε = 0.2 never clips; its ratio of a whole answer moves by thousandths "
+                "(the paper has 3e-4 and 4e-4)"
+            ],
+        ),
+        ("cispo", ONE_UPDATE, [INERT_CLIP]),
+        (
+            "sapo",
+            ONE_UPDATE,
+            ["the gate is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1"],
+        ),
+        ("lite_ppo", {"group_size": 1}, [NO_GROUP]),
+        ("maxrl", {"group_size": 1}, [NO_GROUP]),
+        ("gspo", {"kl_coef": 0.04}, ["kl_coef=0.04 is inert: algo.kl.place is none"]),
         ("ppo", {**ONE_UPDATE, "algo__vf_coef": 1.0}, [INERT_CLIP]),
         (
             "ppo",

@@ -10,16 +10,14 @@ import pytest
 import torch
 from model_data import make
 
-from grpo_bench import rewards
 from grpo_bench.collect import Experience, collect, describe, drop, make_batch, repetition, sampling_of
 from grpo_bench.cost import Meter
 from grpo_bench.policy import Policy
 from grpo_bench.rollout import Noise, Sampling
 from grpo_bench.signals import shown, signals
 from grpo_bench.tasks import load_task
-from grpo_bench.tasks.grading import Grade
 from grpo_bench.tiny import tiny_model, tiny_tokenizer
-from grpo_bench.types import Problem, Rollouts, UserError
+from grpo_bench.types import Problem, Rollouts
 
 CPU = torch.device("cpu")
 
@@ -129,6 +127,7 @@ def test_a_step_described_by_hand(experience: Experience) -> None:
         "group/frac_all_wrong": 0.0,
         "group/effective": 2.0,
         "group/filtered": 0.0,
+        "group/frac_kept": 1.0,
         "completions/len_mean": sum(lengths) / 6,
         "completions/len_min": 2.0,
         "completions/len_max": 7.0,
@@ -195,38 +194,3 @@ def test_signals_by_hand() -> None:
         "value/first_token_mean": 0.75, "value/return_mean": 2 / 3,
     }  # fmt: skip
     assert got == pytest.approx(want, abs=1e-6)
-
-
-# --- rewards ---
-
-
-def scored(n: int, seed: int = 0, step: int = 0) -> rewards.Scored:
-    grade = Grade(True, True, "1", True)
-    return rewards.Scored([Problem("a", "", "1")] * n, [""] * n, [""] * n, [grade] * n, [True] * n, seed, step)
-
-
-def test_random_rewards_are_fair_coins_keyed_by_seed_step_and_row() -> None:
-    coins = rewards.PARTS["random"](scored(2000))
-    assert set(coins) == {0.0, 1.0}
-    assert abs(sum(coins) - 1000) < 3 * (2000 * 0.25) ** 0.5  # three standard deviations
-    assert rewards.PARTS["random"](scored(50)) == coins[:50]
-    assert rewards.PARTS["random"](scored(50, step=1)) != coins[:50]
-    assert rewards.PARTS["random"](scored(50, seed=1)) != coins[:50]
-
-
-def test_parts_are_weighted_and_kept_apart() -> None:
-    rows = replace(
-        scored(3),
-        finished=[True, False, True],
-        grades=[Grade(True, True, "1"), Grade(True, True, "1"), Grade(False, True, "1")],
-    )
-    total, parts = rewards.reward({"correct": 2.0, "flexible": 0.5, "finished": -1.0}, rows)
-    assert parts == {"correct": [1, 0, 0], "flexible": [1, 0, 1], "finished": [1, 0, 1]}
-    assert total == [2 + 0.5 - 1, 0, 0.5 - 1]
-
-
-def test_an_unknown_part_is_one_line() -> None:
-    with pytest.raises(
-        UserError, match=r"reward\.parts\.correkt is not known; choose correct, flexible, finished, random"
-    ):
-        rewards.reward({"correkt": 1.0}, scored(1))

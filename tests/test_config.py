@@ -31,6 +31,8 @@ SWEEPS = sorted(file.stem for file in (REPO / "sweeps").glob("*.yaml"))
 NEEDS = {
     ("model", "hf"): ["model.id=owner/name"],
     ("task", "custom"): ["model=smollm2-135m", "task.path=rows.jsonl"],
+    ("reward", "model"): ["reward.model.id=owner/name"],
+    ("reward", "function"): ["reward.function=mine.py:brevity"],
 }
 LONG = ["model=smollm2-135m"]  # the embedded model has no room for prompts of data sets
 
@@ -189,16 +191,16 @@ def test_device_and_dtype() -> None:
         (["++task.pth=x"], "unknown option 'task.pth'; did you mean 'task.path'"),
         (["foo=1"], "unknown option 'foo'"),
         (["algo=ppo", "gamma=0.9"], "'gamma' is not a key; it belongs to algo.gamma"),
-        (["algo=grpo", "gamma=0.9"], "'gamma' belongs to algo.gamma of algo=ppo, not to algo=grpo"),
-        (["algo=grpo", "+gamma=0.9"], "'gamma' belongs to algo.gamma of algo=ppo, not to algo=grpo"),
-        (["algo=grpo", "algo.gamma=0.9"], "'algo.gamma' belongs to algo=ppo, not to algo=grpo"),
-        (["algo=grpo", "+algo.gamma=0.9"], "'algo.gamma' belongs to algo=ppo, not to algo=grpo"),
-        (["algo=ppo", "algo.ddof=1"], "'algo.ddof' belongs to algo=grpo, not to algo=ppo"),
+        (["algo=grpo", "tau_pos=0.9"], "'tau_pos' belongs to algo.tau_pos of algo=sapo, not to algo=grpo"),
+        (["algo=grpo", "+tau_pos=0.9"], "'tau_pos' belongs to algo.tau_pos of algo=sapo, not to algo=grpo"),
+        (["algo=grpo", "algo.tau_pos=0.9"], "'algo.tau_pos' belongs to algo=sapo, not to algo=grpo"),
+        (["algo=grpo", "+algo.gamma=0.9"], "'algo.gamma' belongs to algo=ppo|"),
+        (["algo=ppo", "algo.surrogate=clip"], "'algo.surrogate' belongs to algo=grpo, not to algo=ppo"),
         (["algo.group_size=4"], "'algo.group_size' is not a key; it belongs to group_size"),
         (["temperature=0.7"], "'temperature' is not a key; it belongs to eval.temperature or rollout.temperature"),
         (["algo.clip_lo=0.1"], "unknown option 'algo.clip_lo'; did you mean 'algo.clip_low'"),
         (["optim={beta: 1}"], "unknown option 'optim.beta'; did you mean 'optim.betas'"),
-        (["algo=grop"], "algo=grop is not known; did you mean 'grpo'? (algo has grpo, ppo)"),
+        (["algo=grop"], "algo=grop is not known; did you mean 'grpo'? (algo has cispo, dapo,"),
         (["arm=grpo_8"], "arm=grpo_8 is not known; did you mean 'grpo_g8'"),
         (["model=qwen2.5"], "model=qwen2.5 is not known; did you mean 'qwen2.5-"),
         (["+seed=3"], "'seed' exists: write seed=... without +"),
@@ -270,7 +272,7 @@ def test_all_errors_come_at_once() -> None:
 
 def test_hints_without_composition() -> None:
     assert hint("model.lr", {"name": "grpo"}) == "'model.lr' is not a key; it belongs to lr or model.warmstart.lr"
-    assert "did you mean 'algo.gamma'? (algo.gamma is of algo=ppo)" in hint("gama", {"name": "grpo"})
+    assert "did you mean 'algo.tau_pos'? (algo.tau_pos is of algo=sapo)" in hint("tau_po", {"name": "grpo"})
 
 
 def test_contradictions_of_an_algorithm_are_raised_by_parse() -> None:
@@ -284,13 +286,29 @@ def test_contradictions_of_an_algorithm_are_raised_by_parse() -> None:
     assert make(*adaptive, "algo.kl.horizon=52").algo.kl.horizon == 52
 
 
-@pytest.mark.parametrize(("name", "value"), [("refill", True), ("extra_rollouts", "greedy")])
-def test_what_the_run_does_not_do_yet_is_refused(name: str, value: Any) -> None:
-    cfg = make()
-    kind = type("Wanting", (type(cfg.algo),), {name: property(lambda self: value)})
-    algo = kind.model_validate(cfg.algo.model_dump(by_alias=True))
-    with pytest.raises(UserError, match=f"algo=grpo asks for {name}.*not supported by the run yet"):
-        algo.check(cfg)
+def wanting(**properties: Any) -> Any:
+    """GRPO with other answers to what an algorithm asks of the run."""
+    algo = make().algo
+    kind = type("Wanting", (type(algo),), {k: property(lambda self, v=v: v) for k, v in properties.items()})
+    return kind.model_validate(algo.model_dump(by_alias=True))
+
+
+@pytest.mark.parametrize(
+    ("properties", "line"),
+    [
+        ({"branching": (4, ("\n",)), "needs_critic": True}, "takes its values from branches and asks for a critic too"),
+        ({"branching": (0, ("\n",))}, "branches 0 times at"),
+        ({"branching": (4, ())}, "at least one delimiter"),
+        ({"branching": (4, ("\n", ""))}, "none of them empty"),
+    ],
+)
+def test_branches_that_cannot_be_are_refused(properties: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        wanting(extra_rollouts="branches", **properties).check(make())
+
+
+def test_an_algorithm_that_drops_nothing_need_not_draw_again() -> None:
+    assert any("it drops none" in line for line in wanting(refill_limit=3).check(make()))
 
 
 def test_own_data_may_name_their_splits_as_they_like() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_bench import evaluate_cli, grade
+from grpo_bench.explain import __main__ as explain
 from grpo_bench.preflight import preflight
 from grpo_bench.table.__main__ import _arguments as table_arguments
 
@@ -41,6 +42,9 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
     module, *words = words
     if module == "grpo_bench.table":
         assert table_arguments(words)[0] is not None
+    elif module == "grpo_bench.explain":
+        given = explain.arguments(words)
+        assert given.table or explain.runs(given)
     elif module == "grpo_bench.grade":
         assert grade.parse_arguments(words).file == Path("responses.jsonl")
     elif module == "grpo_bench.evaluate":

@@ -50,7 +50,7 @@ def plain_loop(
     """The definition: every token from a whole forward of its own unpadded row."""
     ends, rows = end_tokens(tok, policy), []
     for row in range(len(prompts) * group):
-        ids, uniforms = list(prompts[row // group]), noise.uniforms(row, sampling.max_new_tokens)
+        ids, uniforms = list(prompts[row // group]), noise.uniforms(row, sampling.limit(row // group))
         completion: list[int] = []
         for u in uniforms:
             with torch.no_grad():
@@ -73,6 +73,21 @@ def test_native_samples_are_those_of_a_plain_loop_however_rows_are_batched(kind:
         assert out.completion_ids == expected
         assert out.prompt_ids == PROMPTS
         assert out.group_size == 3
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_prompts_may_have_limits_of_their_own(kind: str) -> None:
+    """Prompts that hold a part of the answer; the longest ends at the last position that a network has."""
+    policy, tok = model(kind, ends=8), tokenizer()
+    prompts = [[40, 41, 42], [50 + i for i in range(90)], [60, 61, 62, 63, 64, 65, 66]]  # GPT-2 here: 96 positions
+    sampling = Sampling(0.8, 12, limits=(12, 6, 1))
+    expected = plain_loop(policy, tok, prompts, 3, sampling, NOISE)
+    assert [max(map(len, expected[p * 3 : p * 3 + 3])) for p in range(3)] == [12, 6, 1]
+    for engine in (NativeEngine(None), NativeEngine(2), HFEngine(None), HFEngine(2)):
+        out = engine.generate(policy, tok, prompts, 3, sampling, NOISE)
+        assert out.completion_ids == expected
+        ends = end_tokens(tok, policy)
+        assert out.finished == [ids[-1] in ends for ids in expected]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -217,6 +232,17 @@ def test_noise_is_keyed_by_seed_stream_step_and_row() -> None:
     assert not np.intersect1d(first, NOISE.uniforms(8, 10)).size
     assert (first >= 0).all()
     assert (first < 1).all()
+
+
+def test_draws_of_a_step_differ_and_rows_may_be_named() -> None:
+    first, again = (Noise(3, "train", 5, draw) for draw in (0, 1))
+    assert first == NOISE
+    assert first.uniforms(2, 8).tolist() == NOISE.uniforms(2, 8).tolist()
+    assert not set(first.uniforms(2, 8)) & set(again.uniforms(2, 8))
+    named = Noise(3, "train", 5, rows=(7, 2))
+    assert named.uniforms(1, 8).tolist() == NOISE.uniforms(2, 8).tolist()
+    assert named.uniforms(0, 4).tolist() == NOISE.uniforms(7, 8).tolist()[:4]
+    assert not set(Noise(3, "branch", 5).uniforms(2, 8)) & set(NOISE.uniforms(2, 8))
 
 
 def test_rows_and_steps_are_no_continuations_of_each_other() -> None:

@@ -1,4 +1,4 @@
-"""Whole runs: every algorithm trains, equal seeds give equal bytes, and a killed run ends like an unbroken one."""
+"""Whole runs: what they leave, equal seeds give equal bytes, and a killed run ends like an unbroken one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from model_data import SMALL, make
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from grpo_bench.algos import ALGORITHMS
 from grpo_bench.config import parse
 from grpo_bench.identity import run_dir
 from grpo_bench.run import run
@@ -65,9 +64,9 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in result.items() if k != "git_sha"}, "cost": cost}
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
 @pytest.mark.parametrize("updates", [("epochs=1", "minibatches=1"), ("epochs=2", "minibatches=2")])
-def test_every_algorithm_trains(tmp_path: Path, name: str, updates: tuple[str, ...]) -> None:
+def test_a_run_leaves_a_whole_record(tmp_path: Path, name: str, updates: tuple[str, ...]) -> None:
     directory, result = go(tmp_path, f"algo={name}", "group_size=4", *updates, "budget.amount=32")
     count = 2 * int(updates[0][-1]) * int(updates[1][-1])
     assert result["status"] == "complete"
@@ -82,7 +81,7 @@ def test_every_algorithm_trains(tmp_path: Path, name: str, updates: tuple[str, .
     assert len([r for r in rows if r["split"] == "dev"]) == 4 * 3 * 2  # before training and after step 2
     assert {"pretrained", "base", "final"} <= result["eval"].keys()
     parameters = result["cost"]["parameters"]
-    assert (parameters["critic"] > 0) == ALGORITHMS[name].__name__.startswith("PPO")
+    assert (parameters["critic"] > 0) == (name == "ppo")
     assert parameters["reference"] == parameters["policy"]  # kl_coef 0.04, to the reference
     assert not list(directory.glob(".*.tmp"))
 
@@ -168,6 +167,8 @@ def kill_at(step: int, process: subprocess.Popen[bytes], directory: Path) -> Non
         ("ppo_g8", (3,)),
         pytest.param("ppo_g8", (1, 3, 4, 6), marks=pytest.mark.slow),
         pytest.param("grpo_g8", (1, 3, 4, 6), marks=pytest.mark.slow),
+        pytest.param("dapo", (1, 3), marks=pytest.mark.slow),
+        pytest.param("vineppo", (1, 3), marks=pytest.mark.slow),
     ],
 )
 def test_killed_runs_end_like_unbroken_ones(tmp_path: Path, arm: str, steps: tuple[int, ...]) -> None:

@@ -147,7 +147,24 @@ def test_a_batch_without_any_token_changes_nothing() -> None:
     before = snapshot(models.policy)
     metrics = learner.update(replace(batch, mask=torch.zeros_like(batch.mask)), step=1, progress=0.0)
     assert same(before, models.policy)
-    assert all(math.isfinite(x) for x in metrics.values())
+    assert metrics == {"health/skipped_updates": 0.0, "policy/n_updates": 0.0}  # nothing was measured either
+    updates = cfg.epochs * cfg.minibatches
+    assert (learner.empty_updates, learner.policy.updates, learner.flops) == (updates, 0, 0.0)
+
+
+@pytest.mark.parametrize("overrides", [GRPO, PPO, (*PPO, "model.critic=shared")])
+def test_a_minibatch_without_any_token_is_passed_over(overrides: tuple[str, ...]) -> None:
+    """It is no update, and takes no part in the averages over updates."""
+    learner, models, cfg = learner_of(*overrides, "epochs=1", "minibatches=2", "lr=0", "critic_lr=0")
+    batch = scored(cfg, models)
+    kept = next(iter(learner.minibatches(batch, 1, 0)))
+    mask = torch.zeros_like(batch.mask)
+    mask[kept] = batch.mask[kept]
+    metrics = learner.update(replace(batch, mask=mask), step=1, progress=0.0)
+    assert (learner.empty_updates, learner.policy.updates, metrics["policy/n_updates"]) == (1, 1, 1)
+    learner.cfg = cfg.model_copy(update={"minibatches": 1})
+    alone = learner.update(take(batch, kept), step=1, progress=0.0)
+    assert metrics == pytest.approx(alone, abs=1e-9)
 
 
 def test_minibatches_hold_whole_groups_and_every_row_once_per_epoch() -> None:

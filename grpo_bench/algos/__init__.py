@@ -6,12 +6,53 @@ import importlib
 from typing import Any
 
 from grpo_bench.algos.base import KL, Algorithm, Card
+from grpo_bench.algos.cispo import CISPO
+from grpo_bench.algos.dapo import DAPO
 from grpo_bench.algos.dialects import speak
+from grpo_bench.algos.dr_grpo import DrGRPO
+from grpo_bench.algos.gmpo import GMPO
 from grpo_bench.algos.grpo import GRPO
+from grpo_bench.algos.gspo import GSPO
+from grpo_bench.algos.lite_ppo import LitePPO
+from grpo_bench.algos.maxrl import MaxRL
+from grpo_bench.algos.opo import OPO
 from grpo_bench.algos.ppo import PPO
+from grpo_bench.algos.raft import RAFT
+from grpo_bench.algos.reinforce import Reinforce
+from grpo_bench.algos.reinforce_pp import ReinforcePP
+from grpo_bench.algos.reinforce_pp_baseline import ReinforcePPBaseline
+from grpo_bench.algos.remax import ReMax
+from grpo_bench.algos.rloo import RLOO
+from grpo_bench.algos.rloo_sequence import RLOOSequence
+from grpo_bench.algos.sapo import SAPO
+from grpo_bench.algos.vapo import VAPO
+from grpo_bench.algos.vc_ppo import VCPPO
+from grpo_bench.algos.vineppo import VinePPO
 from grpo_bench.types import UserError
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"ppo": PPO, "grpo": GRPO}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "ppo": PPO,
+    "grpo": GRPO,
+    "dr_grpo": DrGRPO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "gmpo": GMPO,
+    "sapo": SAPO,
+    "lite_ppo": LitePPO,
+    "maxrl": MaxRL,
+    "vc_ppo": VCPPO,
+    "vapo": VAPO,
+    "rloo": RLOO,
+    "rloo_sequence": RLOOSequence,
+    "reinforce": Reinforce,
+    "reinforce_pp": ReinforcePP,
+    "reinforce_pp_baseline": ReinforcePPBaseline,
+    "remax": ReMax,
+    "opo": OPO,
+    "vineppo": VinePPO,
+    "raft": RAFT,
+}
 
 
 def algorithm_class(node: dict[str, Any]) -> type[Algorithm]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_bench import ops
+from grpo_bench.config_checks import total_steps
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class KL(Knobs):
     horizon: float = Field(gt=0)  # adaptive: samples over which it steers
     clamp_in: float | None = Field(default=None, gt=0)  # of log π/π_ref before the estimator, ±; null: none
     clamp_out: float | None = Field(default=None, gt=0)  # of the estimate, ±; null: none
+    weighted: bool = False  # in the loss: times the ratio that the algorithm clips, with its gradient
 
 
 class Card(NamedTuple):
@@ -128,7 +131,8 @@ class Algorithm(Knobs, ABC):
     @property
     def extra_rollouts(self) -> Literal["none", "greedy", "branches"]:
         """Completions beside the trained ones, charged: one greedy per prompt fills ``batch.baseline_rewards``;
-        branches from the steps of each answer fill ``batch.values`` and ``batch.step_ids``."""
+        branches from the steps of each answer fill ``batch.values`` and ``batch.step_ids``. They are made after
+        ``keep``, for the rows that it left: what was dropped has 0 there."""
         return "none"
 
     @property
@@ -138,7 +142,8 @@ class Algorithm(Knobs, ABC):
 
     @property
     def refill_limit(self) -> int:
-        """Further draws of prompts, at most, until ``keep`` has left as many groups as a step has; 0: only drop."""
+        """Further draws of as many prompts, at most, until ``keep`` has left as many groups as a step has; 0: only
+        drop. All are charged."""
         return 0
 
     @property
@@ -151,6 +156,25 @@ class Algorithm(Knobs, ABC):
         """vf_coef: weight of the value loss."""
         return 0.0
 
+    @property
+    def needs_group(self) -> bool:
+        """The baseline is the prompt's other completions: with one completion per prompt every advantage is 0."""
+        return "shift" in self.invariant_to
+
+    def inert(self) -> dict[str, str]:
+        """Knobs without effect at the values of others, by their dotted path, and what makes them so."""
+        found = {}
+        if self.aggregation != "constant_length":
+            found["length"] = f"algo.aggregation is {self.aggregation}"
+        if self.kl.place == "none":
+            idle = ("to", "estimator", "control", "target", "horizon", "clamp_in", "clamp_out", "weighted")
+            return found | {f"kl.{knob}": "algo.kl.place is none" for knob in idle}
+        if self.kl.place != "loss":
+            found["kl.weighted"] = f"algo.kl.place is {self.kl.place}, which has no ratio"
+        if self.kl.control == "fixed":
+            found |= {f"kl.{knob}": "algo.kl.control is fixed" for knob in ("target", "horizon")}
+        return found
+
     def keep(self, batch: Batch) -> Tensor:
         """(B,) bool; dropped rows keep their place and get mask 0, their samples are charged."""
         return batch.finished.new_ones(batch.finished.shape)
@@ -158,6 +182,16 @@ class Algorithm(Knobs, ABC):
     @abstractmethod
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(B,T) advantages and (B,T) value targets (None without a critic)."""
+
+    def statistics(self, batch: Batch) -> dict[str, float]:
+        """Numbers of a whole step that its token losses need: they join ``batch.state``, as no micro-batch has them."""
+        return {}
+
+    def credited(self, batch: Batch) -> Batch:
+        """The batch with ``advantages`` and ``returns`` filled and ``statistics`` in its state."""
+        advantages, returns = self.advantages(batch)
+        state = {**batch.state, **self.statistics(batch)}
+        return replace(batch, advantages=advantages, returns=returns, state=state)
 
     @abstractmethod
     def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
@@ -182,6 +216,8 @@ class Algorithm(Knobs, ABC):
             other = batch.ref_logp if self.kl.to == "reference" else batch.old_logp
             assert other is not None
             total = batch.kl_coef * self.kl_estimate(logp, other)
+            if self.kl.weighted:  # unbiased off policy, gradient included (DeepSeek-V3.2, arXiv:2512.02556, eq. 7)
+                total = total * self.log_ratio(logp, batch).exp()
         if self.entropy_coef > 0:
             assert entropy is not None
             total = total - self.entropy_coef * entropy
@@ -254,11 +290,20 @@ class Algorithm(Knobs, ABC):
                 f"algo.kl.horizon={self.kl.horizon:g} is too short for the {cfg.samples} samples of a step: the "
                 f"coefficient would fall to 0 or below; give more than {0.2 * cfg.samples:g}"
             )
-        if self.refill_limit or self.extra_rollouts != "none":
-            what = "refill" if self.refill_limit else f"extra_rollouts={self.extra_rollouts}"
-            raise UserError(
-                f"algo={self.name} asks for {what}, which is not supported by the run yet; choose another algorithm"
-            )
+        if self.extra_rollouts == "branches":
+            count, delimiters = self.branching
+            if self.needs_critic:
+                raise UserError(
+                    f"algo={self.name} takes its values from branches and asks for a critic too, which would replace "
+                    "them; drop one of the two"
+                )
+            if count < 1 or not delimiters or "" in delimiters:
+                raise UserError(
+                    f"algo={self.name} branches {count} times at {list(delimiters)}: give at least one branch and at "
+                    "least one delimiter, none of them empty"
+                )
+        if self.refill_limit and type(self).keep is Algorithm.keep:
+            warnings.append(f"algo={self.name} may draw prompts again, but it drops none: every step is one draw")
         if self.kl.place == "none" and cfg.kl_coef > 0:
             warnings.append(f"kl_coef={cfg.kl_coef:g} is inert: algo.kl.place is none")
         if self.kl.place == "loss" and self.kl.estimator == "k1" and cfg.kl_coef > 0:
@@ -272,6 +317,35 @@ class Algorithm(Knobs, ABC):
                 warnings.append(
                     "the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1"
                 )
-        if cfg.group_size == 1 and "shift" in self.invariant_to:
+            if getattr(self, "value_clip", None) is not None:
+                warnings.append("algo.value_clip is inert with one update per rollout (epochs=1 minibatches=1)")
+        if cfg.group_size == 1 and self.needs_group:
             warnings.append("group_size=1 with a group baseline: every advantage is 0, nothing is learned")
-        return warnings
+        if self.needs_critic and self.value_weight == 0:
+            warnings.append("algo.vf_coef=0: the critic is never trained, its values stay what they were")
+        if self.needs_critic and cfg.model.critic == "separate" and self.value_weight not in (0, 1):
+            warnings.append(
+                f"algo.vf_coef={self.value_weight:g} with a separate critic scales its loss alone, which AdamW undoes; "
+                "critic_lr is what acts"
+            )
+        steps = total_steps(cfg)
+        if steps is not None and 0 < steps <= self.frozen_steps:
+            warnings.append(
+                f"the critic's warm-up of {self.frozen_steps} steps covers the whole run of {steps}: the policy is "
+                "never trained"
+            )
+        return warnings + [f"algo.{knob}={value} is inert: {why}" for knob, value, why in self._set_in_vain(cfg)]
+
+    def _set_in_vain(self, cfg: Config) -> list[tuple[str, Any, str]]:
+        """Inert knobs whose value is neither the YAML's nor the dialect's: someone meant something by them."""
+        from grpo_bench.algos import dialects  # here, since it reads the files that this class is checked against
+
+        usual = dialects.as_written(type(self), self.name, cfg.dialect) if self.path is None else {}
+        mine = self.model_dump(by_alias=True)
+        found = []
+        for knob, why in self.inert().items():
+            value, expected = (dialects.at(tree, tuple(knob.split("."))) for tree in (mine, usual))
+            interpolated = isinstance(expected, str) and expected.startswith("${")
+            if usual and value != expected and not interpolated:
+                found.append((knob, value, why))
+        return found

@@ -63,6 +63,10 @@ class GRPO(Algorithm):
         none = float("inf")
         return (self.clip_low, self.clip_high) if self.surrogate == "clip" else (none, none)
 
+    def inert(self) -> dict[str, str]:
+        idle = ("ratio", "clip_low", "clip_high", "dual_clip", "log_clamp") if self.surrogate == "logprob" else ()
+        return super().inert() | dict.fromkeys(idle, "algo.surrogate is logprob")
+
     def log_ratio(self, logp: Tensor, batch: Batch) -> Tensor:
         token = super().log_ratio(logp, batch)
         return ops.sequence_logp(token, batch.mask) if self.whole_answer else token

@@ -12,7 +12,6 @@ from grpo_bench.algos.base import Algorithm, Card
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from grpo_bench.config import Config
     from grpo_bench.types import Batch
 
 
@@ -67,6 +66,9 @@ class PPO(Algorithm):
     def clip_range(self) -> tuple[float, float]:
         return self.clip_low, self.clip_high
 
+    def inert(self) -> dict[str, str]:
+        return super().inert() | ({} if self.whiten else {"whiten_ddof": "algo.whiten is false"})
+
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         assert batch.values is not None
         rewards = batch.rewards[:, None] * ops.last_token(batch.mask) - self.reward_penalty(batch)
@@ -86,12 +88,3 @@ class PPO(Algorithm):
         assert batch.values is not None
         assert batch.returns is not None
         return ops.clipped_value_loss(values, batch.values, batch.returns, self.value_clip)
-
-    def check(self, cfg: Config) -> list[str]:
-        warnings = super().check(cfg)
-        if cfg.model.critic == "separate" and self.vf_coef not in (0, 1):
-            warnings.append(
-                f"algo.vf_coef={self.vf_coef:g} with a separate critic scales its loss alone, which AdamW undoes; "
-                "critic_lr is what acts"
-            )
-        return warnings

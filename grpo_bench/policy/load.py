@@ -69,32 +69,34 @@ def _source(cfg: ModelConfig) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _reach_hub(cfg: ModelConfig) -> None:
+def reach_hub(id: str, revision: str | None, key: str, local: str) -> None:
     """One quick question to the hub before transformers asks it many times, each with minutes of retries.
 
-    Nothing to do for a local path, offline, or when the model is in the cache already.
+    Nothing to do offline or when the model is in the cache already. ``key`` is the configuration's node that names the
+    model, ``local`` what its ``path`` may be; both are for the one line of a UserError.
     """
     import huggingface_hub
     from huggingface_hub import constants
 
-    if cfg.path is not None or cfg.id is None or constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return
-    if isinstance(huggingface_hub.try_to_load_from_cache(cfg.id, "config.json", revision=cfg.revision), str):
+    if isinstance(huggingface_hub.try_to_load_from_cache(id, "config.json", revision=revision), str):
         return
-    advice = "give a local copy with model.path=<folder or .gguf file>"
+    advice = f"give a local copy with {key}.path={local}"
     try:
-        huggingface_hub.HfApi().model_info(cfg.id, revision=cfg.revision, timeout=HUB_SECONDS)
+        huggingface_hub.HfApi().model_info(id, revision=revision, timeout=HUB_SECONDS)
     except huggingface_hub.errors.RepositoryNotFoundError:
-        raise UserError(f"the hub has no model {cfg.id!r} (or it is private); set model.id, or {advice}") from None
+        raise UserError(f"the hub has no model {id!r} (or it is private); set {key}.id, or {advice}") from None
     except Exception as e:
         reason = " ".join(str(e).split())[:120]
-        raise UserError(f"cannot reach the hub for model {cfg.id} ({type(e).__name__}: {reason}); {advice}") from None
+        raise UserError(f"cannot reach the hub for model {id} ({type(e).__name__}: {reason}); {advice}") from None
 
 
 def _from_pretrained(loader: Any, cfg: ModelConfig, **more: Any) -> Any:
     """Call ``loader.from_pretrained`` and turn what a user can cause into one line."""
     source, where = _source(cfg)
-    _reach_hub(cfg)
+    if cfg.path is None and cfg.id is not None:
+        reach_hub(cfg.id, cfg.revision, "model", "<folder or .gguf file>")
     if not sys.stderr.isatty():  # bars of a hundred lines each in a log
         transformers.utils.logging.disable_progress_bar()
     try:

@@ -79,5 +79,5 @@ def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bo
         batch,
         old_logp=out["old_logp"] if old else None,
         ref_logp=out["ref_logp"] if reference else None,
-        values=out["values"] if values else None,
+        values=out["values"] if values else batch.values,  # those that branches gave stay
     )

@@ -22,13 +22,22 @@ Progress = Callable[[int], None]  # called with the number of completions that a
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen; ``temperature: 0`` is greedy. A completion also ends where a stop string appears."""
+    """How tokens are chosen; ``temperature: 0`` is greedy. A completion also ends where a stop string appears.
+
+    ``limits`` has one entry per prompt, each at most ``max_new_tokens``: prompts that hold the beginning of an answer
+    leave less of it.
+    """
 
     temperature: float
     max_new_tokens: int
     top_p: float = 1.0
     top_k: int | None = None
     stop: tuple[str, ...] = ()
+    limits: tuple[int, ...] | None = None
+
+    def limit(self, prompt: int) -> int:
+        """Most tokens of a completion of the ``prompt``-th prompt."""
+        return self.max_new_tokens if self.limits is None else self.limits[prompt]
 
 
 class Engine(Protocol):

@@ -51,6 +51,13 @@ class HFEngine:
     def __init__(self, batch_size: int | None) -> None:
         self.batch_size = batch_size
 
+    def _batches(self, most: list[int]) -> Iterator[list[int]]:
+        """Places of the rows that go together: of one limit, which is all that ``generate`` knows."""
+        size = self.batch_size or 64
+        for limit in dict.fromkeys(most):
+            alike = [i for i, own in enumerate(most) if own == limit]
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
     @memory_errors()
     @torch.no_grad()
     def generate(
@@ -66,23 +73,24 @@ class HFEngine:
         """See ``Engine``."""
         model: Any = policy.model
         rows = [prompt for prompt in prompt_ids for _ in range(group_size)]
-        limit = self.batch_size or 64
+        most = [sampling.limit(p) for p in range(len(prompt_ids)) for _ in range(group_size)]
         ends = sorted(end_tokens(tokenizer, policy))
-        completions: list[list[int]] = []
-        for start in range(0, len(rows), limit):
-            part = rows[start : start + limit]
+        completions: list[list[int]] = [[] for _ in rows]
+        done = 0
+        for places in self._batches(most):
+            part, length = [rows[i] for i in places], most[places[0]]
             width = max(map(len, part))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=policy.device)
             visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
             processors = LogitsProcessorList()
             if sampling.temperature > 0:
-                drawn = [noise.uniforms(start + i, sampling.max_new_tokens) for i in range(len(part))]
+                drawn = [noise.uniforms(i, length) for i in places]
                 processors.append(Draw(sampling, torch.from_numpy(np.stack(drawn)).to(policy.device), width))
             with policy.autocast(), _own_rules_off(model):
                 out = model.generate(
                     input_ids=ids,
                     attention_mask=visible,
-                    max_new_tokens=sampling.max_new_tokens,
+                    max_new_tokens=length,
                     eos_token_id=ends,
                     pad_token_id=ends[0],  # rows are cut at their first end token, padding after it is never read
                     stop_strings=list(sampling.stop) or None,
@@ -90,7 +98,9 @@ class HFEngine:
                     do_sample=False,
                     logits_processor=processors,
                 )
-            completions += out[:, width:].tolist()
+            for i, completion in zip(places, out[:, width:].tolist(), strict=True):
+                completions[i] = completion
+            done += len(places)
             if progress is not None:
-                progress(len(completions))
+                progress(done)
         return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)

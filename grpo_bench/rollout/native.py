@@ -74,7 +74,8 @@ class NativeEngine:
     ) -> Rollouts:
         """See ``Engine``."""
         total = len(prompt_ids) * group_size
-        limit = self.rows_at_once(policy, max(map(len, prompt_ids)) + sampling.max_new_tokens)
+        longest = max(len(prompt) + sampling.limit(p) for p, prompt in enumerate(prompt_ids))
+        limit = self.rows_at_once(policy, longest)
         # longest prompts first: little padding within a batch, and too large a batch fails at once, not late
         order = sorted(range(total), key=lambda row: (-len(prompt_ids[row // group_size]), row))
         completions: list[list[int]] = [[] for _ in range(total)]
@@ -89,8 +90,8 @@ class NativeEngine:
 
             with policy.autocast():
                 ids = self._decode(
-                    policy, tokenizer, [prompt_ids[p] for p in prompts], member_of, rows, sampling, noise,
-                    None if progress is None else told,
+                    policy, tokenizer, [prompt_ids[p] for p in prompts], [sampling.limit(p) for p in prompts],
+                    member_of, rows, sampling, noise, None if progress is None else told,
                 )  # fmt: skip
             for row, completion in zip(rows, ids, strict=True):
                 completions[row] = completion
@@ -101,6 +102,7 @@ class NativeEngine:
         policy: Policy,
         tokenizer: Any,
         prompts: list[list[int]],
+        limits: list[int],
         member_of: list[int],
         rows: list[int],
         sampling: Sampling,
@@ -108,7 +110,7 @@ class NativeEngine:
         progress: Progress | None,
     ) -> list[list[int]]:
         device = policy.device
-        width, length = max(map(len, prompts)), sampling.max_new_tokens
+        width, length = max(map(len, prompts)), max(limits)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         padded = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
         visible = torch.arange(width, device=device)[None] >= width - lengths[:, None]
@@ -123,6 +125,7 @@ class NativeEngine:
             use_cache=True,
         ).last_hidden_state[:, -1]
         members = torch.tensor(member_of, device=device)
+        most = torch.tensor(limits, device=device)[members]
         cache.batch_select_indices(members)
         hidden, lengths, visible = hidden[members], lengths[members], visible[members].long()
         if sampling.temperature > 0:
@@ -139,7 +142,7 @@ class NativeEngine:
             tokens = choose(policy.logits(hidden), sampling, uniforms[active, t])
             out[active, t] = tokens
             counts[active] += running.long()
-            running &= ~torch.isin(tokens, ends)
+            running &= ~torch.isin(tokens, ends) & (most > t + 1)
             if sampling.stop and (t + 1) % STOP_EVERY == 0:
                 running &= ~self._stopped(tokenizer, out[active, : t + 1], running, sampling.stop)
             before, alive = alive, int(running.sum())
@@ -152,7 +155,7 @@ class NativeEngine:
                 keep = running.nonzero().squeeze(-1)
                 cache.batch_select_indices(keep)
                 active, tokens, lengths, visible = active[keep], tokens[keep], lengths[keep], visible[keep]
-                running = running[keep]
+                running, most = running[keep], most[keep]
             attention = None
             if not even:
                 visible = torch.cat([visible, visible.new_ones(len(active), 1)], dim=1)
@@ -160,7 +163,7 @@ class NativeEngine:
             hidden = policy.trunk(
                 input_ids=tokens[:, None],
                 attention_mask=attention,
-                position_ids=(lengths + t)[:, None],
+                position_ids=(lengths + most.clamp(max=t + 1) - 1)[:, None],  # rows that ended reach no further
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[:, -1]

@@ -1,6 +1,6 @@
-"""Randomness of sampling, keyed by (seed, stream, step, row, position) and never by batch layout.
+"""Randomness of sampling, keyed by (seed, stream, step, draw, row, position) and never by batch layout.
 
-However rows are batched, reordered or resumed, row i of step s at position t sees the same uniform number.
+However rows are batched, reordered or resumed, row i of a draw of step s at position t sees the same uniform number.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-STREAMS = {"train": 1, "dev": 2, "test": 3, "shuffle": 4, "reward": 5}
+STREAMS = {"train": 1, "dev": 2, "test": 3, "shuffle": 4, "reward": 5, "branch": 6}
 
 
 def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
@@ -22,12 +22,19 @@ def generator(seed: int, stream: str, *counter: int) -> np.random.Generator:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Uniform numbers in [0,1) for the rows of one rollout."""
+    """Uniform numbers in [0,1) for the rows of one rollout.
+
+    ``draw`` tells the rollouts of one step apart. ``rows`` names the rows where their place in the rollout depends on
+    what was sampled before: a row's numbers then stay its own.
+    """
 
     seed: int
-    stream: Literal["train", "dev", "test"]
+    stream: Literal["train", "dev", "test", "branch"]
     step: int = 0
+    draw: int = 0
+    rows: tuple[int, ...] | None = None
 
     def uniforms(self, row: int, length: int) -> np.ndarray:
         """(length,) float64 for the tokens of ``row``."""
-        return generator(self.seed, self.stream, row, self.step).random(length)
+        name = row if self.rows is None else self.rows[row]
+        return generator(self.seed, self.stream, name, self.step, self.draw).random(length)

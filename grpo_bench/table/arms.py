@@ -124,7 +124,7 @@ def _cost(arm: Arm) -> dict[str, float | None]:
 
 
 def _flat_cost(cost: dict[str, Any]) -> dict[str, float | None]:
-    names = ("samples", "prompts", "generated_tokens", "trained_tokens", "updates", "steps", "flops")
+    names = ("samples", "extra_samples", "prompts", "generated_tokens", "trained_tokens", "updates", "steps", "flops")
     flat: dict[str, float | None] = {name: cost.get(name) for name in (*names, "peak_memory_bytes")}
     for network in ("policy", "critic", "reference"):
         flat[f"parameters_{network}"] = (cost.get("parameters") or {}).get(network)

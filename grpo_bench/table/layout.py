@@ -99,7 +99,8 @@ def answers_sheet(c: Comparison) -> Sheet:
 def cost_sheet(c: Comparison) -> Sheet:
     """What each arm took: networks, memory, seconds by phase, tokens."""
     header = ["", "policy", "critic", "reference", "peak memory", "s/update: rollout", "reward", "score", "update"]
-    header += ["sum", "s/step", "eval s", "total s", "samples", "prompts", "tokens generated", "trained", "updates"]
+    header += ["sum", "s/step", "eval s", "total s", "samples", "of them extra", "prompts", "tokens generated"]
+    header += ["trained", "updates"]
     header.append("FLOPs")
     rows = []
     for arm in c.arms:
@@ -109,14 +110,15 @@ def cost_sheet(c: Comparison) -> Sheet:
         nets = [count(cost.get(f"parameters_{net}")) for net in ("policy", "critic", "reference")]
         phases = [number(cost.get(f"seconds_per_update_{p}"), 3) for p in ("rollout", "reward", "score", "update")]
         clocks = [cost.get(key) for key in ("seconds_per_update", "seconds_per_step", "seconds_eval", "seconds_total")]
-        amounts = [cost.get(k) for k in ("samples", "prompts", "generated_tokens", "trained_tokens", "updates")]
+        kinds = ("samples", "extra_samples", "prompts", "generated_tokens", "trained_tokens", "updates")
+        amounts = [cost.get(kind) for kind in kinds]
         row = [arm_label(arm), *nets, memory(cost.get("peak_memory_bytes")), *phases]
         row += [*[number(x, 3) for x in clocks[:2]], *[number(x, 0) for x in clocks[2:]]]
         rows.append([*row, *[integer(x) for x in amounts], scientific(cost.get("flops"))])
     notes = [
         "Means over seeds; memory is the largest. A step is one rollout and its updates, an update one optimiser step "
-        "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops and a critic's "
-        "warm-up are charged to it."
+        "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops, extra ones that it "
+        "takes for its baseline, and a critic's warm-up are charged to it."
     ]
     return Sheet("cost", "Cost", header, rows, notes)
 
