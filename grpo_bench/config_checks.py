@@ -195,7 +195,7 @@ def total_steps(cfg: Config) -> int | None:
     """Steps of the whole run; None where the budget does not say beforehand."""
     if cfg.budget.unit == "updates":
         return math.ceil(cfg.budget.amount / updates_per_step(cfg))
-    if cfg.budget.unit == "samples":
+    if cfg.budget.unit == "samples" and not _charged_beyond(cfg):
         return math.ceil(cfg.budget.amount / cfg.samples)
     return None
 
@@ -204,6 +204,11 @@ def total_updates(cfg: Config) -> int | None:
     """Optimiser updates of the whole run; None where the budget does not say beforehand."""
     if cfg.budget.unit == "updates":
         return math.ceil(cfg.budget.amount)
-    if cfg.budget.unit == "samples":
+    if cfg.budget.unit == "samples" and not _charged_beyond(cfg):
         return math.ceil(cfg.budget.amount / cfg.samples) * updates_per_step(cfg)
     return None
+
+
+def _charged_beyond(cfg: Config) -> bool:
+    """A step is charged for more samples than it trains on, and for how many is not known beforehand."""
+    return bool(cfg.algo.refill_limit) or cfg.algo.extra_rollouts != "none"

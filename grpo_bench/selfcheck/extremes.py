@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grpo_bench.algos import Algorithm
 from grpo_bench.selfcheck.data import LENGTHS, Networks, batch_for, credited, kept, loss_and_gradients, mixed
-from grpo_bench.selfcheck.verdict import NotApplicable, Red, Subject, require
+from grpo_bench.selfcheck.verdict import NotApplicable, Subject, require
 from grpo_bench.update import take
 
 Case = tuple[list[int], list[float], int, int]  # lengths, rewards, group size, width
@@ -109,43 +109,41 @@ def nan_reward(subject: Subject) -> None:
 
 
 def ratios(subject: Subject) -> str | None:
-    """Of an answer whose every log-ratio is ±30 or ±100, one row at a time, without KL.
+    """Of answers whose every log-ratio is ±30 or ±100, without KL, row by row.
 
     float64: loss and gradient are finite. float32: a loss that is unbounded may be infinite (the update is then
     skipped and counted), but never NaN, and a finite one has a finite gradient. A row without advantage adds nothing.
     """
     algo, unbounded = subject.algo, []
+    rows = [(advantage, log_ratio) for advantage in (1.0, 0.0, -1.0) for log_ratio in LOG_RATIOS]
     for dtype in (torch.float32, torch.float64):
-        for advantage in (1.0, 0.0, -1.0):
-            for log_ratio in LOG_RATIOS:
-                loss, gradient = _one_row(algo, advantage, log_ratio, dtype)
-                where = f"log-ratio {log_ratio:+g}, advantage {advantage:g}, {dtype}"
-                require(not loss.isnan(), f"loss, {where}", "a number", "NaN")
-                if loss.isfinite():
-                    all_finite(f"gradient of a finite loss, {where}", gradient)
-                else:
-                    if dtype == torch.float64:
-                        raise Red(f"loss, {where}: expected a finite number, saw {float(loss)}")
-                    unbounded.append((advantage, log_ratio))
-                if advantage == 0 and not algo.acts_without_advantage:
-                    require(loss == 0 and not gradient.any(), f"loss and gradient, {where}", "0", float(loss))
+        for (advantage, log_ratio), loss, gradient in zip(rows, *_by_row(algo, rows, dtype), strict=True):
+            where = f"log-ratio {log_ratio:+g}, advantage {advantage:g}, {dtype}"
+            require(not loss.isnan(), f"loss, {where}", "a number", "NaN")
+            if loss.isfinite():
+                all_finite(f"gradient of a finite loss, {where}", gradient)
+            else:
+                require(dtype == torch.float32, f"loss, {where}", "a finite number", float(loss))
+                unbounded.append((advantage, log_ratio))
+            if advantage == 0 and not algo.acts_without_advantage:
+                require(loss == 0 and not gradient.any(), f"loss and gradient, {where}", "0", float(loss))
     if not unbounded:
         return None
     signs = sorted({"A > 0" if advantage > 0 else "A < 0" for advantage, _ in unbounded})
-    smallest = min(log_ratio for _, log_ratio in unbounded)
-    where = f"infinite in float32 from log-ratio {smallest:+g}"
+    where = f"infinite in float32 from log-ratio {min(log_ratio for _, log_ratio in unbounded):+g}"
     return f"unbounded for {' and '.join(signs)}: {where}, where the update is skipped"
 
 
-def _one_row(algo: Algorithm, advantage: float, log_ratio: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Loss and gradient by log-probs of a single answer of three tokens."""
-    batch = take(batch_for(algo, [3], 1, [float(advantage > 0)], width=4, dtype=dtype), torch.tensor([0]))
+def _by_row(algo: Algorithm, rows: list[tuple[float, float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(R,) loss and (R,T) gradient by log-probs of answers of three tokens, each with its advantage and log-ratio."""
+    advantages, log_ratios = torch.tensor(rows, dtype=dtype)[:, :, None].unbind(1)
+    batch = batch_for(algo, [3] * len(rows), 1, [float(advantage > 0) for advantage, _ in rows], width=4, dtype=dtype)
     old = batch.old_logp
     assert old is not None
-    batch = replace(batch, kl_coef=0.0, advantages=advantage * batch.mask, returns=torch.zeros_like(batch.mask))
-    logp = (old + log_ratio * batch.mask).requires_grad_()
+    batch = replace(batch, kl_coef=0.0, advantages=advantages * batch.mask, returns=torch.zeros_like(batch.mask))
+    logp = (old + log_ratios * batch.mask).requires_grad_()
     entropy = torch.zeros_like(batch.mask) if algo.needs_entropy else None
-    loss = (algo.token_weights(batch.mask) * algo.token_loss(logp, batch, entropy)).sum()
+    loss = (algo.token_weights(batch.mask) * algo.token_loss(logp, batch, entropy)).sum(1)
     if loss.requires_grad:
-        loss.backward()
+        loss.sum().backward()
     return loss.detach(), torch.zeros_like(logp) if logp.grad is None else logp.grad
