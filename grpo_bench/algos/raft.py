@@ -42,11 +42,12 @@ class RAFT(Algorithm):
         if self.select == "correct":
             return batch.correct.bool()
         best_PG = batch.rewards.view(-1, batch.group_size)
-        best = best_PG >= best_PG.amax(1, keepdim=True) - ops.FLAT
-        return best.view(-1) & (batch.rewards > 0)
+        worse = best_PG < best_PG.amax(1, keepdim=True) - ops.FLAT
+        return ~worse.view(-1) & ~(batch.rewards <= 0)  # so that a NaN is kept, and seen in the loss
 
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return self.keep(batch)[:, None] * batch.mask, None
+        selected = self.keep(batch)[:, None] * batch.mask
+        return (selected if self.select == "correct" else selected + 0 * batch.rewards[:, None]), None
 
     def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
         assert batch.advantages is not None

@@ -91,14 +91,18 @@ def read_words(words: Sequence[str]) -> Request:
 def subjects_of(request: Request) -> list[Subject]:
     """What the command line names, composed and validated as for a run. Raises UserError."""
     found: list[Subject] = []
+    yamls: dict[str, Config] = {}  # as they are, without what the command line changes
     with composing(request.config_dir):
         expansion = expand(request.overrides, "config", multirun=True)
         for job in expansion.jobs:
             cfg = _parsed(job)
+            name = str(cfg.algo.name)
+            if cfg.algo.path is None and name not in yamls:
+                yamls[name] = cfg if job == [f"algo={name}"] else _parsed([f"algo={name}"])
             varying = [line for line in job if override_key(line) in expansion.varying]
             others = [line for line in varying if override_key(line) not in ("algo", "arm", "algo.class")]
             label = " ".join([str(cfg.algo.path or cfg.arm or cfg.algo.name), *others])
-            found.append(Subject(label, cfg.algo, cfg.algo.path is not None or _as_yaml(cfg, job)))
+            found.append(Subject(label, cfg.algo, cfg.algo.path is not None or yamls[name].algo == cfg.algo))
             if request.all_settings:
                 found += [Subject(f"{label} {knob}", algo, False) for knob, algo in variants(cfg).items()]
     return found
@@ -111,11 +115,6 @@ def _parsed(job: list[str]) -> Config:
         if "abstract" not in str(e):
             raise
         raise UserError(f"{' '.join(job)}: {e}; an algorithm defines advantages and token_loss") from None
-
-
-def _as_yaml(cfg: Config, job: list[str]) -> bool:
-    name = f"algo={cfg.algo.name}"
-    return job == [name] or bool(_parsed([name]).algo == cfg.algo)
 
 
 def show_many(subjects: Sequence[Subject], out: TextIO) -> dict[str, dict[str, Outcome]]:

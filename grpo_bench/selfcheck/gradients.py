@@ -130,7 +130,7 @@ def constants(subject: Subject) -> None:
 
 
 def acting(subject: Subject) -> None:
-    """The update skips rows without an advantage when ``acts_without_advantage`` is false."""
+    """``acts_without_advantage`` is false only where a row without an advantage may be left out of an update."""
     algo = subject.algo
     if algo.acts_without_advantage:
         raise NotApplicable("it says that it acts without one")
