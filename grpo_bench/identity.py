@@ -48,7 +48,7 @@ def config_hash(cfg: Config) -> str:
 def _by_content(cfg: Config, data: dict[str, Any]) -> None:
     """Replace the paths in a dumped configuration by what is read there: the files of the task's splits (MATH-500
     beside MATH included, though no key names it), config, tokenizer and weights of the model and of a reward model,
-    and the file of a reward function."""
+    and the file of a reward function and of an algorithm from outside the checkout."""
     from grpo_bench.tasks.data import local_files  # here, so that reading the schema does not cost the tasks
 
     task, model = data.get("task", {}), data.get("model", {})
@@ -67,12 +67,13 @@ def _by_content(cfg: Config, data: dict[str, Any]) -> None:
             node["path"] = fingerprint(node["path"], MODEL_FILES)
     if reward.get("model") == {}:  # nothing but what is no identity
         del reward["model"]
-    if reward.get("function") is not None:
-        from grpo_bench.rewards.function import file_of
+    for node, key in ((reward, "function"), (data.get("algo", {}), "class")):
+        if node.get(key) is not None:
+            from grpo_bench.rewards.function import file_of
 
-        file = file_of(reward["function"])
-        if file is not None:  # helpers that it imports are not seen
-            reward["function"] = f"{fingerprint(file)}:{reward['function'].rpartition(':')[2]}"
+            file = file_of(node[key])
+            if file is not None:  # helpers that it imports are not seen
+                node[key] = f"{fingerprint(file)}:{node[key].rpartition(':')[2]}"
 
 
 def run_id(cfg: Config) -> str:

@@ -85,7 +85,7 @@ _ALL: tuple[Metric, ...] = (
     Metric("policy/ratio_mean", "ratio", "pi_theta / pi_old per token", _TOKENS, _UPDATES),
     Metric("policy/ratio_max", "ratio", "largest pi_theta / pi_old", _TOKENS, "max over the updates"),
     Metric("policy/ratio_min", "ratio", "smallest pi_theta / pi_old", _TOKENS, "min over the updates"),
-    Metric("policy/clip_frac", "fraction", "tokens whose gradient the clip removes, either side", _TOKENS, _UPDATES),
+    Metric("policy/clip_frac", "fraction", "tokens beyond the clip on A's side", _TOKENS, _UPDATES),
     Metric("policy/clip_frac_low", "fraction", "A < 0 and ratio below 1 - clip_low", _TOKENS, _UPDATES),
     Metric("policy/clip_frac_high", "fraction", "A > 0 and ratio above 1 + clip_high", _TOKENS, _UPDATES),
     Metric("policy/approx_kl_k1", "nats/token", "KL(old, new) by k1 = log pi_old - log pi_theta", _TOKENS, _UPDATES),

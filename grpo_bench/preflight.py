@@ -144,7 +144,7 @@ def _job(
 ) -> Job:
     composed, data = _composed(overrides, name, first)
     config = parse(data)
-    problems = _missing(config)
+    problems = _missing(config) + _overruled(overrides, data, config)
     arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
     if arm is not None and config.arm != arm:
         problems.append(f"arm={config.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}")
@@ -154,6 +154,19 @@ def _job(
         raise ConfigError(problems)
     standing(config, run_dir(config))
     return Job(overrides, config.model_copy(update={"row": row_name(config, overrides, varying)}))
+
+
+def _overruled(overrides: list[str], data: dict[str, Any], cfg: Config) -> list[str]:
+    """Knobs given by hand at their YAML's value, which a dialect replaces as it would one that nobody gave."""
+    from grpo_bench.algos.dialects import at, dialects_of, leaves  # here, since it costs torch
+
+    typed = {override_key(line) for line in overrides}
+    return [
+        f"dialect={cfg.dialect} sets algo.{knob}={value}, and algo.{knob}={at(data['algo'], path)} contradicts it; "
+        "drop one of the two"
+        for path, value in leaves(dialects_of(type(cfg.algo), cfg.algo.name)[cfg.dialect])
+        if f"algo.{(knob := '.'.join(path))}" in typed and at(data["algo"], path) != value
+    ]
 
 
 def _composed(overrides: list[str], name: str, first: dict[tuple[str, ...], Composed]) -> Composed:

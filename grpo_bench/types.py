@@ -7,7 +7,9 @@ batch), S prompt and completion tokens. Rows of a group stand next to each other
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # table code reads this module too and must not pay for torch
@@ -16,6 +18,15 @@ if TYPE_CHECKING:  # table code reads this module too and must not pay for torch
 
 class UserError(Exception):
     """Bad input, config, data or checkpoint: its message is one line that says what to do; the exit code is 2."""
+
+
+def error_line(e: Exception) -> str:
+    """Kind, message and place of an error, on one line."""
+    if isinstance(e, SyntaxError) and e.filename:
+        return f"SyntaxError: {e.msg} ({Path(e.filename).name}, line {e.lineno})"
+    frames = traceback.extract_tb(e.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(e).__name__}: {e}".split())[:200] + place
 
 
 @dataclass(frozen=True, slots=True)

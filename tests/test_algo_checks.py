@@ -16,6 +16,8 @@ from grpo_bench.types import UserError
 
 INERT_CLIP = "the clip is inert with one update per rollout (epochs=1 minibatches=1): the ratio is 1"
 NO_GROUP = "group_size=1 with a group baseline: every advantage is 0, nothing is learned"
+NO_OVERLONG = "algo=dapo without its soft overlong punishment (eq. 13): give reward=dapo"
+DAPO_REWARD = {"reward__parts": {"correct": 2.0, "overlong": 1.0}}
 ONE_UPDATE = {"epochs": 1, "minibatches": 1}
 
 
@@ -54,6 +56,11 @@ def test_contradictions_are_refused(name: str, changes: dict[str, Any], says: st
     message = str(error.value)
     assert says.format(name=name) in message
     assert "\n" not in message
+
+
+def test_maxrl_refuses_rewards_whose_mean_is_made_zero() -> None:
+    with pytest.raises(UserError, match=r"reward.normalise=after makes 0.*give reward.normalise=none"):
+        config("maxrl", reward__normalise="after")
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "constant_length"])
@@ -110,11 +117,12 @@ def test_a_whole_answer_loss_needs_the_mean_over_answers(aggregation: str) -> No
             ],
         ),
         ("dr_grpo", {"algo__ddof": 1}, ["algo.ddof=1 is inert: algo.scale is none"]),
-        ("dapo", {}, []),
-        ("dapo", {"algo__dynamic_sampling": False}, []),
+        ("dapo", {}, [NO_OVERLONG]),
+        ("dapo", DAPO_REWARD, []),
+        ("dapo", {**DAPO_REWARD, "algo__dynamic_sampling": False}, []),
         (
             "dapo",
-            {"algo__dynamic_sampling": False, "algo__max_refills": 3},
+            {**DAPO_REWARD, "algo__dynamic_sampling": False, "algo__max_refills": 3},
             ["algo.max_refills=3 is inert: algo.dynamic_sampling is false"],
         ),
         ("gspo", {}, []),
@@ -134,6 +142,20 @@ def test_a_whole_answer_loss_needs_the_mean_over_answers(aggregation: str) -> No
         ),
         ("lite_ppo", {"group_size": 1}, [NO_GROUP]),
         ("maxrl", {"group_size": 1}, [NO_GROUP]),
+        (
+            "maxrl",
+            {"reward__parts": {"length": 1.0}},
+            [
+                "algo=maxrl is for rewards of 0 and 1: groups whose mean is not above 0 give no signal, and with other "
+                "rewards the mean is no share of right answers"
+            ],
+        ),
+        ("raft", {}, []),
+        (
+            "raft",
+            {"reward__parts": {"format": 1.0}},
+            ["reward=correct is inert: algo.select=correct selects by correctness alone"],
+        ),
         ("gspo", {"kl_coef": 0.04}, ["kl_coef=0.04 is inert: algo.kl.place is none"]),
         ("ppo", {**ONE_UPDATE, "algo__vf_coef": 1.0}, [INERT_CLIP]),
         (

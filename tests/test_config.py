@@ -448,6 +448,20 @@ def test_paths_count_by_their_content(tmp_path: Path) -> None:
     assert config_hash(make(*LONG)) not in hashes
 
 
+def test_an_algorithm_from_outside_counts_by_the_content_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run of the file as it was would be taken for one of the file as it is."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from grpo_bench.algos.grpo import GRPO\nclass Mine(GRPO):\n    {}\n"
+    for name in ("hashed_here", "hashed_there"):
+        (tmp_path / f"{name}.py").write_text(code.format("pass"))
+    here, there = (config_hash(make(f"algo.class={name}:Mine")) for name in ("hashed_here", "hashed_there"))
+    assert here == there != config_hash(make())
+    (tmp_path / "hashed_here.py").write_text(code.format("more = 1"))
+    assert config_hash(make("algo.class=hashed_here:Mine")) != here
+
+
 def test_the_hash_has_the_files_that_are_read_and_no_others(tmp_path: Path) -> None:
     folder = tmp_path / "gsm8k"
     (folder / "main").mkdir(parents=True)  # as the hub stores it: in a folder named after the config

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_bench import ops
 from grpo_bench.algos import load
+from grpo_bench.algos.dialects import DIALECTS
 from grpo_bench.collect import drop
 from grpo_bench.compose import compose, composing
 from grpo_bench.config import Config, parse
@@ -50,27 +51,27 @@ def alone() -> Batch:
 LEFT_OUT, DDOF_0, DDOF_1 = (1.0, -0.1428571), (2.6457513, -0.3779645), (2.4748737, -0.3535534)
 
 
-@pytest.mark.parametrize(
-    ("name", "dialect", "expected"),
-    [
-        ("rloo", "paper", LEFT_OUT),
-        ("rloo", "verl", LEFT_OUT),
-        ("rloo", "openrlhf", LEFT_OUT),
-        ("rloo_sequence", "paper", LEFT_OUT),
-        ("reinforce", "paper", (1.0, 0.0)),
-        ("reinforce_pp", "paper", DDOF_0),
-        ("reinforce_pp", "verl", DDOF_1),
-        ("reinforce_pp", "openrlhf", DDOF_0),
-        ("reinforce_pp_baseline", "paper", DDOF_0),
-        ("reinforce_pp_baseline", "verl", DDOF_1),
-        ("reinforce_pp_baseline", "openrlhf", DDOF_0),
-        ("remax", "paper", (1.0, 0.0)),
-        ("remax", "verl", (1.0, 0.0)),
-        ("opo", "paper", (0.875, -0.125)),
-        ("opo", "verl", (0.875, -0.125)),
-        ("raft", "paper", (1.0, 0.0)),
-    ],
-)
+WINNERS: list[tuple[str, str, tuple[float, float]]] = [
+    ("rloo", "paper", LEFT_OUT),
+    ("rloo", "verl", LEFT_OUT),
+    ("rloo", "openrlhf", LEFT_OUT),
+    ("rloo_sequence", "paper", LEFT_OUT),
+    ("reinforce", "paper", (1.0, 0.0)),
+    ("reinforce_pp", "paper", DDOF_0),
+    ("reinforce_pp", "verl", DDOF_1),
+    ("reinforce_pp", "openrlhf", DDOF_0),
+    ("reinforce_pp_baseline", "paper", DDOF_0),
+    ("reinforce_pp_baseline", "verl", DDOF_1),
+    ("reinforce_pp_baseline", "openrlhf", DDOF_0),
+    ("remax", "paper", (1.0, 0.0)),
+    ("remax", "verl", (1.0, 0.0)),
+    ("opo", "paper", (0.875, -0.125)),
+    ("opo", "verl", (0.875, -0.125)),
+    ("raft", "paper", (1.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "dialect", "expected"), WINNERS)
 def test_lone_winner(name: str, dialect: str, expected: tuple[float, float]) -> None:
     algo = load(node(name), dialect)
     advantages, targets = algo.advantages(alone())
@@ -78,6 +79,12 @@ def test_lone_winner(name: str, dialect: str, expected: tuple[float, float]) -> 
     close(advantages.squeeze(1), [expected[0], *[expected[1]] * 7], 1e-6)
     if dialect == "paper":
         assert algo.lone_winner == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_dialect_has_its_lone_winner_here() -> None:
+    names = {name for name, _, _ in WINNERS}
+    known = {(name, dialect) for name in names for dialect in ("paper", *DIALECTS.get(name, {}))}
+    assert known == {(name, dialect) for name, dialect, _ in WINNERS}
 
 
 def test_lone_winner_under_other_knobs() -> None:

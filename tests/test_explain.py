@@ -441,6 +441,7 @@ def test_several_runs_and_seeds_apart(capsys: pytest.CaptureFixture[str]) -> Non
         (["gruop_size=4"], "unknown option 'gruop_size'; did you mean 'group_size'?"),
         (["algo.kl.place=here"], "algo.kl.place='here': should be 'none', 'loss'"),
         (["dialect=trl5"], "dialect=trl5 is not known to algo=grpo"),
+        (["dialect=trl", "algo.ddof=0"], "dialect=trl sets algo.ddof=1, and algo.ddof=0 contradicts it; drop one"),
         (["group_size=7"], "group_size=7 does not divide samples_per_step=256"),
         (["arm=grpo_g8", "algo=ppo"], "algo=ppo contradicts arm=grpo_g8"),
         (["grpo"], "'grpo' is not key=value"),

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from grpo_bench.algos import load
+from grpo_bench.types import UserError
+
 REPO = Path(__file__).resolve().parent.parent
 SECTION = (
     (REPO / "README.md").read_text(encoding="utf-8").partition("## Add your own algorithm")[2].partition("\n## ")[0]
@@ -67,3 +70,25 @@ def test_it_trains_in_a_sweep_beside_ours(home: Path) -> None:
     results = [json.loads(p.read_text()) for p in (home / "results/median-arithmetic").glob("*-s0-*/result.json")]
     assert {r["algo"]: r["status"] for r in results} == {"grpo": "complete", "median": "complete"}
     assert all(r["cost"]["updates"] == 4 for r in results)  # 2 steps of 2 minibatches
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("class Mine(\n", "SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("raise RuntimeError('no weights')\n", "RuntimeError: no weights (broken.py, line 1)"),
+        (
+            "from grpo_bench.algos import Algorithm\nclass Mine(Algorithm):\n    pass\n",
+            "lacks advantages, token_loss; an algorithm defines advantages and token_loss",
+        ),
+    ],
+)
+def test_a_module_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, says: str) -> None:
+    (tmp_path / "broken.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(UserError) as error:
+        load({"name": "mine", "class": "broken:Mine"})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    sys.modules.pop("broken", None)

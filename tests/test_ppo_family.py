@@ -12,7 +12,8 @@ from algo_data import Networks, credited, loss_and_gradients, make, make_batch, 
 from torch import Tensor
 
 from grpo_bench import ops
-from grpo_bench.algos import Algorithm, load
+from grpo_bench.algos import ALGORITHMS, Algorithm, load
+from grpo_bench.algos.dialects import DIALECTS
 from grpo_bench.algos.vapo import VAPO
 from grpo_bench.compose import compose, composing
 from grpo_bench.config import Config, parse
@@ -49,18 +50,27 @@ def alone() -> Batch:
 DDOF_0, DDOF_1 = (2.6457513, -0.3779645), (2.4748737, -0.3535534)
 
 
-@pytest.mark.parametrize(
-    ("name", "dialect", "expected"),
-    [
-        ("ppo", "paper", DDOF_0),
-        ("ppo", "trl", DDOF_1),
-        ("ppo", "verl", DDOF_1),
-        ("ppo", "openrlhf", DDOF_0),
-        ("vc_ppo", "paper", DDOF_0),
-        ("vapo", "paper", DDOF_0),
-        ("vineppo", "paper", DDOF_0),
-    ],
-)
+WINNERS = [
+    ("ppo", "paper", DDOF_0),
+    ("ppo", "trl", DDOF_1),
+    ("ppo", "verl", DDOF_1),
+    ("ppo", "openrlhf", DDOF_0),
+    ("vc_ppo", "paper", DDOF_0),
+    ("vapo", "paper", DDOF_0),
+    ("vineppo", "paper", DDOF_0),
+]
+
+
+def test_every_algorithm_and_dialect_has_its_lone_winner_in_one_of_the_three_families() -> None:
+    """Those of GRPO and of the critic-free ones are in their own files, which say so of theirs."""
+    from test_critic_free import WINNERS as critic_free
+    from test_grpo_family import LONE_WINNERS
+
+    found = {(name, dialect) for name, dialect, _ in (*WINNERS, *critic_free)} | set(LONE_WINNERS)
+    assert found == {(name, dialect) for name in ALGORITHMS for dialect in ("paper", *DIALECTS.get(name, {}))}
+
+
+@pytest.mark.parametrize(("name", "dialect", "expected"), WINNERS)
 def test_lone_winner(name: str, dialect: str, expected: tuple[float, float]) -> None:
     algo = load(node(name), dialect)
     advantages, _ = algo.advantages(alone())

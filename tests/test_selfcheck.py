@@ -454,7 +454,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_algorithm_from_outside_the_checkout(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = run("--config-dir", str(own), "algo=mine")
     assert (code, text.splitlines()[0].split()[0]) == (0, "their_own:Mine")
-    code, text = run("--config-dir", str(own), "algo=mine", "algo.tau=-1")
+    code, text = run(f"--config-dir={own}", "algo=mine", "algo.tau=-1")
     assert code == 1
     assert "RED their_own:Mine, more reward: " in text
     line = "advantage of the lone winner of 8: expected 0.8750000, saw -0.8750000"

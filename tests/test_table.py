@@ -358,6 +358,22 @@ def test_seconds_per_update_by_phase(folder):
     )  # fmt: skip
 
 
+def test_a_reward_model_stands_apart_in_the_cost(folder):
+    sheet = next(s for s in table.build(folder).sheets if s.name == "cost")
+    assert "reward model" not in sheet.header
+    # 2e6 bytes of weights and 3e6 while scoring; 0.4 s over 4 updates
+    scorer = {"parameters": 500_000, "weight_bytes": 2e6, "peak_memory_bytes": 3e6, "seconds": 0.4, "flops": 1e9}
+    for seed in (0, 1):
+        path = folder / f"ppo-s{seed}-{HASHES['ppo']}" / "result.json"
+        result = json.loads(path.read_text())
+        result["cost"]["reward_model"] = scorer
+        path.write_text(json.dumps(result))
+    sheet = next(s for s in table.build(folder).sheets if s.name == "cost")
+    cells = [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
+    found = [[row[key] for key in ("reward model", "its memory", "its s/update")] for row in cells]
+    assert found == [["0.50 M", "5 MB", "0.100"], ["–", "–", "–"]]
+
+
 def test_overshoot_is_reported(folder):
     path = folder / f"ppo-s0-{HASHES['ppo']}" / "result.json"
     result = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from grpo_bench.algos.base import KL, Algorithm, Card
@@ -28,7 +29,7 @@ from grpo_bench.algos.sapo import SAPO
 from grpo_bench.algos.vapo import VAPO
 from grpo_bench.algos.vc_ppo import VCPPO
 from grpo_bench.algos.vineppo import VinePPO
-from grpo_bench.types import UserError
+from grpo_bench.types import UserError, error_line
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "ppo": PPO,
@@ -68,12 +69,15 @@ def algorithm_class(node: dict[str, Any]) -> type[Algorithm]:
     module, _, attribute = str(path).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
+    except Exception as e:  # whatever a user's module does when it is imported
         raise UserError(
-            f"algo.class={path} cannot be loaded ({e}); give package.module:Class, importable from here"
+            f"algo.class={path} cannot be loaded ({error_line(e)}); give package.module:Class, importable from here"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError(f"algo.class={path} is not a subclass of grpo_bench.algos.Algorithm")
+    if inspect.isabstract(found):
+        lacks = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"algo.class={path} lacks {lacks}; an algorithm defines advantages and token_loss")
     return found
 
 

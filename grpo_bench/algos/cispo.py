@@ -23,6 +23,7 @@ class CISPO(Algorithm):
     (``clip_low: null``) and tunes ε_high without giving it.
     Differs: std with ddof 0, and equal rewards have Ã = 0 by max − min ≤ 1e-6, as in grpo.
     Differs: the mean over tokens is over all groups of an update, not over one group's.
+    Differs: without DAPO's dynamic sampling and length penalty, which the paper uses beside it (§3.1).
     """
 
     kl_places: ClassVar[frozenset[str]] = frozenset({"none", "loss", "reward", "advantage"})

@@ -12,6 +12,7 @@ from grpo_bench.algos.base import Algorithm, Card
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from grpo_bench.config import Config
     from grpo_bench.types import Batch
 
 
@@ -76,3 +77,9 @@ class DAPO(Algorithm):
             logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high, self.dual_clip, self.log_clamp
         )
         return -surrogate + self.penalty(logp, batch, entropy)
+
+    def check(self, cfg: Config) -> list[str]:
+        warnings = super().check(cfg)
+        if "overlong" not in cfg.reward.parts:
+            warnings.append("algo=dapo without its soft overlong punishment (eq. 13): give reward=dapo")
+        return warnings

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class GMPO(Algorithm):
     """J(θ) = 1/G Σᵢ { Πₜ (min[ρᵢₜ^sgn(Ãᵢ), clip(ρᵢₜ, e^−ε_low, e^ε_high)^sgn(Ãᵢ)])^sgn(Ãᵢ) }^(1/|oᵢ|) Ãᵢ
-    Ãᵢ = (rᵢ − mean r) / std r       Zhao et al. 2025, arXiv:2507.20673, eq. 4.
+    Ãᵢ = (rᵢ − mean r) / std r       Zhao et al. 2025, arXiv:2507.20673, eq. 4, as its Algorithm 1 has it.
 
     The clip is of log ρ, token by token and before the mean; as in PPO it holds only what has gone in the direction of
     Ã: above where Ã > 0, below where Ã < 0.

@@ -20,7 +20,8 @@ class LitePPO(Algorithm):
     Ãᵢ = (rᵢ − mean of its group) / std of the batch
     Liu et al. 2025, arXiv:2508.08221, §5: PPO's loss without a critic, and two of the tricks that the paper compares.
 
-    The deviation is that of all rewards of a step, so a group that is nearly all right or all wrong is not enlarged.
+    The mean is that of its eq. 5, the deviation that of eq. 6: of all rewards of a step, so a group that is nearly all
+    right or all wrong is not enlarged.
     Differs: std with ddof 0, and equal rewards have Ã = 0 by max − min ≤ 1e-6, as in grpo.
     """
 

@@ -8,10 +8,12 @@ from pydantic import Field
 
 from grpo_bench import ops
 from grpo_bench.algos.base import Algorithm, Card
+from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from grpo_bench.config import Config
     from grpo_bench.types import Batch
 
 
@@ -59,3 +61,17 @@ class MaxRL(Algorithm):
         assert batch.advantages is not None
         surrogate = ops.clipped_surrogate(logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high)
         return -surrogate + self.penalty(logp, batch, entropy)
+
+    def check(self, cfg: Config) -> list[str]:
+        warnings = super().check(cfg)
+        if cfg.reward.normalise != "none":
+            raise UserError(
+                f"algo=maxrl divides by the group's mean reward, which reward.normalise={cfg.reward.normalise} makes "
+                "0: nothing would be learned; give reward.normalise=none"
+            )
+        if set(cfg.reward.parts) != {"correct"}:
+            warnings.append(
+                "algo=maxrl is for rewards of 0 and 1: groups whose mean is not above 0 give no signal, and with other "
+                "rewards the mean is no share of right answers"
+            )
+        return warnings

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class OPO(Algorithm):
     """∇J(θ) = E[(rᵢ − b) Σₜ ∇log πᵢₜ],   b = Σⱼ lⱼ rⱼ / Σⱼ lⱼ over the prompt's answers, l = |o|
     OPO, arXiv:2505.23585: b minimises the gradient's variance where ‖∇log π(o)‖² grows as l. It is the policy gradient
-    arXiv:2402.03300, eq. 5 with rᵢ − b as the coefficient of every token. No KL, no entropy, one update per rollout.
+    arXiv:2402.03300, eq. 5 without its 1/|o|, rᵢ − b the coefficient of each token. No KL, no entropy, one update per
+    rollout.
 
     Differs: a group of equal rewards has advantage 0, decided by max − min ≤ 1e-6; answers out of the loss have l = 0.
     Its mean over answers of Σₜ log π is aggregation=constant_length with length 1.

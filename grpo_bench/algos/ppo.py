@@ -20,6 +20,7 @@ class PPO(Algorithm):
     rₜ = 1[t = last] R − β log π_old/π_ref       (second term with ``kl.place: reward``)
     Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9; with KL in the reward DeepSeekMath, arXiv:2402.03300, eq. 1-2.
 
+    Differs: the mean is over an answer's tokens, then over answers, DeepSeekMath's eq. 1; PPO's is over time steps.
     Differs: we minimise −L_clip + α·KL + vf_coef·L_VF; the article writes L_clip − α·KL + β·L_VF.
     Differs: π_old stands for π_θ in the reward's KL, since rewards are fixed at the rollout.
     Targets are A + V_old before whitening; V after the last token is 0, of truncated answers too.

@@ -10,13 +10,15 @@ from grpo_bench.algos.base import Algorithm, Card
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from grpo_bench.config import Config
     from grpo_bench.types import Batch
 
 
 class RAFT(Algorithm):
     """J(θ) = Σ_{o selected} Σₜ log πₜ / Σ_{o selected} |o|
     RAFT, arXiv:2304.06767, Algorithm 1 (``select: best`` of the group) and RFT, arXiv:2308.01825 (``select: correct``),
-    repeated every step; it is the policy gradient arXiv:2402.03300, eq. 5 with coefficient 1[o selected].
+    repeated every step; it is the policy gradient arXiv:2402.03300, eq. 5 with coefficient 1[o selected], its mean over
+    all selected tokens.
     The answers that are not selected are dropped, and charged.
 
     Differs: of equally good best answers all are selected; a best answer must have a reward above 0.
@@ -52,3 +54,9 @@ class RAFT(Algorithm):
     def token_loss(self, logp: Tensor, batch: Batch, entropy: Tensor | None = None) -> Tensor:
         assert batch.advantages is not None
         return -logp * batch.advantages + self.penalty(logp, batch, entropy)
+
+    def check(self, cfg: Config) -> list[str]:
+        warnings = super().check(cfg)
+        if self.select == "correct" and set(cfg.reward.parts) != {"correct"}:
+            warnings.append(f"reward={cfg.reward.name} is inert: algo.select=correct selects by correctness alone")
+        return warnings

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 class Reinforce(Algorithm):
     """∇J(θ) = E[(R − b) Σₜ ∇log πₜ],   R = r − β log π_old(o)/π_ref(o) with ``kl.place: reward``
-    Williams 1992; for language models arXiv:2402.14740 (with a moving average as b). It is the policy gradient
-    arXiv:2402.03300, eq. 5 with R − b as the coefficient of every token.
+    Williams 1992; for language models arXiv:2402.14740, eq. 6-7, with the mean of earlier rewards as b in eq. 8.
     b = 0, or with ``baseline: running_mean`` the mean of the steps before: b ← decay·b + (1 − decay)·mean R, which
     begins at the first step's mean; in the first step b = 0.
 
@@ -35,7 +34,7 @@ class Reinforce(Algorithm):
     def card(self) -> Card:
         return Card(
             title="REINFORCE",
-            paper="Williams 1992; arXiv:2402.14740",
+            paper="Williams 1992; arXiv:2402.14740, eq. 6-8",
             baseline="none" if self.baseline == "none" else f"running mean of rewards, decay {self.decay:g}",
             advantage="r" if self.baseline == "none" else "r − running mean",
             ratio="none",

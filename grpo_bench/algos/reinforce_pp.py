@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 class ReinforcePP(Algorithm):
     """Aₜ = Σ_{t' ≥ t} γ^(t'−t) rₜ',   rₜ = 1[t = last] r − β log π_old/π_ref,   Ãₜ = (Aₜ − mean) / std of all tokens
-    J(θ) = Σₜ min[ρₜ Ãₜ, clip(ρₜ, 1−ε, 1+ε) Ãₜ] / Σ|o|        REINFORCE++, arXiv:2501.03262, eq. 8-10; the clip is PPO's
+    J(θ) = 1/|o| Σₜ min[ρₜ Ãₜ, clip(ρₜ, 1−ε, 1+ε) Ãₜ]
+    REINFORCE++, arXiv:2501.03262, eq. 4-5 of v9 (8-10 of v2), γ = 1, in PPO's objective, its eq. 1.
 
-    Differs: std with ddof 0 and 1e-8 under the root, which the paper leaves open.
+    Differs: std with ddof 0 and 1e-8 under the root; the paper adds an ε to std and gives neither it nor ddof.
     Longer answers weigh more in mean and std, which run over tokens.
     """
 
@@ -36,7 +37,7 @@ class ReinforcePP(Algorithm):
     def card(self) -> Card:
         return Card(
             title="REINFORCE++",
-            paper="Hu et al. 2025, arXiv:2501.03262, eq. 8-10",
+            paper="Hu et al. 2025, arXiv:2501.03262, eq. 4-5 (v9)",
             baseline="mean of the batch's tokens",
             advantage=f"return to go, γ = {self.gamma:g}, whitened over tokens, ddof {self.whiten_ddof}",
             ratio="π/π_old of each token",

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 class ReinforcePPBaseline(Algorithm):
     """Aᵢ = rᵢ − mean of its group,   Ãᵢₜ = (Aᵢ − mean) / std of all tokens of the batch
-    J(θ) = Σᵢₜ min[ρᵢₜ Ãᵢₜ, clip(ρᵢₜ, 1−ε, 1+ε) Ãᵢₜ] / Σ|oᵢ| − β ½ (log π/π_ref)²
-    REINFORCE++-baseline, arXiv:2501.03262 (the normalisation is eq. 10); the clip is PPO's, arXiv:1707.06347, eq. 7.
+    J(θ) = 1/|oᵢ| Σₜ { min[ρᵢₜ Ãᵢₜ, clip(ρᵢₜ, 1−ε, 1+ε) Ãᵢₜ] − β ½ (log π/π_ref)² }
+    REINFORCE++ with baseline, arXiv:2501.03262, eq. 6-8 of v9, in PPO's objective, its eq. 1.
 
-    Differs: std with ddof 0 and 1e-8 under the root, which the paper leaves open.
+    Differs: std with ddof 0 and 1e-8 under the root; the paper adds an ε to std and gives neither it nor ddof.
     With ``kl.place: reward`` the answer's summed penalty is taken from its reward before the group's mean.
     """
 
@@ -37,7 +37,7 @@ class ReinforcePPBaseline(Algorithm):
     def card(self) -> Card:
         return Card(
             title="REINFORCE++-baseline",
-            paper="Hu et al. 2025, arXiv:2501.03262, eq. 10",
+            paper="Hu et al. 2025, arXiv:2501.03262, eq. 6-8 (v9)",
             baseline="mean of the group",
             advantage=f"r − mean of the group, whitened over the batch's tokens, ddof {self.whiten_ddof}",
             ratio="π/π_old of each token",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class ReMax(Algorithm):
     """∇J(θ) = E[(r(o) − r(greedy)) Σₜ ∇log πₜ]        ReMax, arXiv:2310.10505, Algorithm 1
-    It is the policy gradient arXiv:2402.03300, eq. 5 with r(o) − r(greedy) as the coefficient of every token.
+    It is the policy gradient arXiv:2402.03300, eq. 5 without its 1/|o|, r(o) − r(greedy) the coefficient of each token.
     With ``kl.place: reward`` a token's coefficient loses what is still to come, Σ_{t' ≥ t} β log π_old/π_ref.
 
     Its mean over answers of Σₜ log π is aggregation=constant_length with length 1. The greedy answers are charged.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RLOO(Algorithm):
-    """Aᵢ = Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ,   R = r − β log π_old(o)/π_ref(o)        RLOO, arXiv:2402.14740
+    """Aᵢ = Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ,   R = r − β log π_old(o)/π_ref(o)        RLOO, arXiv:2402.14740, §2.3, eq. 3
     J(θ) = Σᵢₜ min[ρᵢₜ Aᵢ, clip(ρᵢₜ, 1−ε, 1+ε) Aᵢ] / Σ|oᵢ|                    PPO's clip, arXiv:1707.06347, eq. 7
 
     Differs: the paper's form is REINFORCE, A Σₜ log π of the whole answer without ratio or clip. With one update per
@@ -37,7 +37,7 @@ class RLOO(Algorithm):
     def card(self) -> Card:
         return Card(
             title="RLOO",
-            paper="Ahmadian et al. 2024, arXiv:2402.14740",
+            paper="Ahmadian et al. 2024, arXiv:2402.14740, §2.3",
             baseline="mean of the group's others",
             advantage="r − mean of the others",
             ratio="π/π_old of each token",

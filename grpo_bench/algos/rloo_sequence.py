@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RLOOSequence(Algorithm):
-    """Aᵢ = Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ,   R = r − β log π_old(o)/π_ref(o)        RLOO, arXiv:2402.14740
+    """Aᵢ = Rᵢ − 1/(G−1) Σ_{j≠i} Rⱼ,   R = r − β log π_old(o)/π_ref(o)        RLOO, arXiv:2402.14740, §2.3, eq. 3
     J(θ) = 1/G Σᵢ min[ρᵢ Aᵢ, clip(ρᵢ, 1−ε, 1+ε) Aᵢ],   ρᵢ = exp Σₜ (log πᵢₜ − log π_oldᵢₜ)
     The clip is PPO's, arXiv:1707.06347, eq. 7, on the answer as one action.
 
@@ -34,7 +34,7 @@ class RLOOSequence(Algorithm):
     def card(self) -> Card:
         return Card(
             title="RLOO (whole answer)",
-            paper="Ahmadian et al. 2024, arXiv:2402.14740",
+            paper="Ahmadian et al. 2024, arXiv:2402.14740, §2.3",
             baseline="mean of the group's others",
             advantage="r − mean of the others",
             ratio="π/π_old of the whole answer",

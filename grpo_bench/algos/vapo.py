@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class VAPO(Algorithm):
     """A = GAE(r, V; λ_policy),  λ_policy = 1 − 1/(α l), l = |o|,   V_target = GAE(r, V; 1) + V: the return
     J(θ) = Σₜ min[ρₜ Aₜ, clip(ρₜ, 1−ε_low, 1+ε_high) Aₜ] / Σ|o| + μ Σₜ log πₜ / Σ|o| over the correct o
-    VAPO, arXiv:2504.05118, §4.1 (decoupled GAE, value pretraining), §4.2 (length-adaptive λ, token mean) and §4.3
-    (clip-higher, positive examples, G answers to a prompt); GAE itself is arXiv:1506.02438, eq. 16.
+    VAPO, arXiv:2504.05118, §4.1 (decoupled GAE, value pretraining), §4.2 (length-adaptive λ, eq. 5; token mean, eq. 7),
+    §4.3 (clip-higher, eq. 8; positive examples, eq. 9-10; G answers to a prompt); GAE is arXiv:1506.02438, eq. 16.
 
     Differs: λ_policy is 0 for answers of l < 1/α tokens, where the formula is negative; the paper's are far longer.
     Differs: the positive examples are averaged over their tokens of the step, as the paper does over those of a batch.
@@ -43,7 +43,7 @@ class VAPO(Algorithm):
     def card(self) -> Card:
         return Card(
             title="VAPO",
-            paper="Yue et al. 2025, arXiv:2504.05118, §4",
+            paper="Yue et al. 2025, arXiv:2504.05118, eq. 5-10",
             baseline=f"V of a learned critic, pretrained, targets with λ = {self.lam_critic:g}",
             advantage=f"GAE, γ = {self.gamma:g}, λ = 1 − 1/({self.alpha:g} l), l = length"
             + (", whitened over tokens" if self.whiten else ""),

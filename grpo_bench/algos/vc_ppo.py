@@ -22,7 +22,8 @@ class VCPPO(Algorithm):
     arXiv:1707.06347, eq. 7. At the first ``critic_warmup`` steps only the critic learns, from returns of the policy as
     it was: the value pretraining. With λ_policy = λ_critic it is PPO.
 
-    Differs: the pretraining's samples are charged to the run; the paper does not count them.
+    Differs: the pretraining lasts a fixed number of steps, charged to the run; the paper's comes before it and goes on
+    until value loss and explained variance settle.
     """
 
     lone_winner: ClassVar[tuple[float, float] | None] = (2.6457513, -0.3779645)  # A = R; whitened: μ = 1/8, σ² = 7/64

@@ -102,7 +102,10 @@ def missing(cfg: Config) -> list[str]:
 def _model_folder(path: str) -> list[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return [f"reward.model.path={path}: there is no such folder"]
+        return [
+            f"reward.model.path={path}: there is no such folder; give another one, or train a reward model for it: "
+            "python -m grpo_bench.reward_training"
+        ]
     if not (folder / "config.json").is_file():
         return [f"reward.model.path={path} holds no config.json; give a Hugging Face folder"]
     if not any(folder.glob("*.safetensors")):

@@ -6,14 +6,13 @@ import functools
 import importlib
 import importlib.util
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grpo_bench.rewards.scored import Scored
-from grpo_bench.types import UserError
+from grpo_bench.types import UserError, error_line
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
@@ -33,7 +32,7 @@ def part(rows: Scored, cfg: Config) -> list[float]:
     try:
         values = list(function(rows))
     except Exception as e:
-        raise UserError(f"reward.function={name} failed {_blamed(function, rows)}: {_where(e)}") from e
+        raise UserError(f"reward.function={name} failed {_blamed(function, rows)}: {error_line(e)}") from e
     if len(values) != len(rows.responses):
         raise UserError(
             f"reward.function={name} returned {len(values)} values for {len(rows.responses)} completions; "
@@ -67,7 +66,7 @@ def load(name: str) -> RewardFunction:
     try:
         module = _from_file(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except Exception as e:  # whatever the user's code raises while it is imported
-        raise UserError(f"reward.function={name} cannot be imported: {_where(e)}") from e
+        raise UserError(f"reward.function={name} cannot be imported: {error_line(e)}") from e
     found = getattr(module, attribute, None)
     if not callable(found):
         raise UserError(f"reward.function={name}: {place} has no function {attribute}; {advice}")
@@ -91,15 +90,6 @@ def _blamed(function: RewardFunction, rows: Scored) -> str:
         except Exception:
             return f"on row {row} (problem {rows.problems[row].id})"
     return f"on all {len(rows.responses)} rows together"
-
-
-def _where(e: Exception) -> str:
-    """Kind, message and place of an error, on one line."""
-    if isinstance(e, SyntaxError) and e.filename:
-        return f"SyntaxError: {e.msg} ({Path(e.filename).name}, line {e.lineno})"
-    frames = traceback.extract_tb(e.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(e).__name__}: {e}".split())[:200] + place
 
 
 def _number(value: Any, row: int, name: str) -> float:

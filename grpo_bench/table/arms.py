@@ -137,6 +137,10 @@ def _flat_cost(cost: dict[str, Any]) -> dict[str, float | None]:
     flat["seconds_per_step"] = _ratio(work, cost.get("steps"))
     flat["seconds_per_update"] = _ratio(work, cost.get("updates"))
     flat["samples_per_second"] = _ratio(cost.get("samples"), work)
+    if scorer := cost.get("reward_model"):
+        flat["parameters_reward_model"] = scorer["parameters"]
+        flat["memory_reward_model"] = scorer["weight_bytes"] + scorer["peak_memory_bytes"]
+        flat["seconds_per_update_reward_model"] = _ratio(scorer["seconds"], cost.get("updates"))
     return flat
 
 

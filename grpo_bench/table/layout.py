@@ -102,6 +102,8 @@ def cost_sheet(c: Comparison) -> Sheet:
     header += ["sum", "s/step", "eval s", "total s", "samples", "of them extra", "prompts", "tokens generated"]
     header += ["trained", "updates"]
     header.append("FLOPs")
+    learnt = any("parameters_reward_model" in arm.cost for arm in c.arms)
+    header += ["reward model", "its memory", "its s/update"] if learnt else []
     rows = []
     for arm in c.arms:
         cost = arm.cost
@@ -114,12 +116,18 @@ def cost_sheet(c: Comparison) -> Sheet:
         amounts = [cost.get(kind) for kind in kinds]
         row = [arm_label(arm), *nets, memory(cost.get("peak_memory_bytes")), *phases]
         row += [*[number(x, 3) for x in clocks[:2]], *[number(x, 0) for x in clocks[2:]]]
-        rows.append([*row, *[integer(x) for x in amounts], scientific(cost.get("flops"))])
+        row += [*[integer(x) for x in amounts], scientific(cost.get("flops"))]
+        if learnt:
+            row += [count(cost.get("parameters_reward_model")), memory(cost.get("memory_reward_model"))]
+            row.append(number(cost.get("seconds_per_update_reward_model"), 3))
+        rows.append(row)
     notes = [
         "Means over seeds; memory is the largest. A step is one rollout and its updates, an update one optimiser step "
         "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops, extra ones that it "
         "takes for its baseline, and a critic's warm-up are charged to it."
     ]
+    if learnt:
+        notes.append("A reward model's memory is its weights and what scoring takes; its seconds are part of reward.")
     return Sheet("cost", "Cost", header, rows, notes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from grpo_bench.table.arms import Arm
 from grpo_bench.table.compare import Comparison
-from grpo_bench.table.layout import NONE, Sheet, arm_label, general, integer, percent, points
+from grpo_bench.table.layout import Sheet, arm_label, general, integer, percent, points
 
 FEW_UPDATES = 0.5  # of the median of the study's rows
 NO_SIGNAL = 0.6  # share of groups whose rewards are all equal
@@ -22,7 +22,7 @@ def shortfall_sheet(c: Comparison) -> Sheet | None:
         return None
     updates = sorted(arm.cost["updates"] or 0.0 for arm in c.arms if arm.cost)
     median = updates[len(updates) // 2] if updates else 0.0
-    header = ["", "Δ before RL [95 %]", "steps", "updates", "of the samples, extra or dropped %"]
+    header = ["", "Δ before RL [95 %]", "steps", "updates", "of the samples, extra or redrawn %"]
     header += ["groups without signal %", "beyond the clip %", "mean |A|", "KL a step moved", "what the record shows"]
     rows = []
     for arm in behind:
@@ -60,7 +60,8 @@ def mean(arm: Arm, key: str) -> float | None:
 
 
 def unused(arm: Arm) -> float | None:
-    """Share of the charged completions that no update trained on: extra rollouts and dropped rows."""
+    """Share of the charged completions beyond the steps' own: extra rollouts and prompts drawn again; at least so many
+    were not trained on, since what a step drops of its own (RAFT's wrong answers) is not among them."""
     extra, samples = arm.cost.get("extra_samples") or 0.0, arm.cost.get("samples")
     steps, size = arm.cost.get("steps"), arm.config.get("samples_per_step")
     if not samples or not steps or not size:
@@ -112,6 +113,3 @@ def _still(arm: Arm, _: float) -> str | None:
 def _truncated(arm: Arm, _: float) -> str | None:
     share = arm.evals.get("greedy/truncated")
     return f"{100 * share:.0f} % of its test answers are truncated" if share is not None and share >= 0.2 else None
-
-
-__all__ = ["NONE", "ahead", "findings", "shortfall_sheet"]
