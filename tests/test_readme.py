@@ -11,6 +11,7 @@ import pytest
 from grpo_bench import evaluate_cli, grade
 from grpo_bench.explain import __main__ as explain
 from grpo_bench.preflight import preflight
+from grpo_bench.reward_training.cli import arguments as reward_arguments
 from grpo_bench.selfcheck.cli import read_words
 from grpo_bench.table.__main__ import _arguments as table_arguments
 
@@ -57,6 +58,8 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
     elif module == "grpo_bench.explain":
         given = explain.arguments(words)
         assert given.table or explain.runs(given)
+    elif module == "grpo_bench.reward_training":
+        assert reward_arguments(words).out is None
     elif module == "grpo_bench.selfcheck":
         assert read_words(words).config_dir is None
     elif module == "grpo_bench.grade":
@@ -72,6 +75,8 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
         multirun = "-m" in words
         given = {k: words[words.index(k) + 1] for k in ("--config-dir", "--config-name") if k in words}
         overrides = [w for w in words if "=" in w]
+        if "reward=classifier" in words or "reward_model" in words:  # what a command before it trains
+            overrides.append(f"reward.model.path={tmp_path / 'my_reward_model'}")
         name, folder = given.get("--config-name", "config"), given.get("--config-dir")
         plan = preflight(overrides, name, folder, multirun, [])
         assert len(plan.jobs) > 1 if multirun else len(plan.jobs) == 1

@@ -115,8 +115,6 @@ TOKENS = (
     "vc_ppo",
     "vapo",
     "rloo",
-    "reinforce_pp",
-    "reinforce_pp_baseline",
     "vineppo",
     "raft",
 )
