@@ -29,7 +29,8 @@ def small_multiples(arms: Sequence[Arm], axis: str, label: str, title: str) -> F
             if other != name:
                 axes.plot(their_x, 100 * theirs, color="#d9d9d9", linewidth=0.6, zorder=1)
         axes.fill_between(x, 100 * low, 100 * high, color=COLOURS[0], alpha=0.25, linewidth=0, zorder=2)
-        axes.plot(x, 100 * mean, color=COLOURS[0], linewidth=1.8, zorder=3)
+        alone = {"marker": "o", "markersize": 4} if len(x) == 1 else {}  # fewer steps than lie between two looks
+        axes.plot(x, 100 * mean, color=COLOURS[0], linewidth=1.8, zorder=3, **alone)
         axes.set_title(name, loc="left", color=INK, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
