@@ -197,7 +197,7 @@ def test_the_trunk_begins_at_the_policy_and_the_end_token_is_seen(kind: str) -> 
     first, second = (fit.classifier_of(policy, tokenizer, seed) for seed in (0, 1))
     assert same(snapshot(policy.base_model), first.base_model)
     assert (first.config.num_labels, first.config.pad_token_id, first.training) == (1, None, False)
-    assert not torch.equal(first.score.weight, second.score.weight)
+    assert not torch.equal(snapshot(first)["score.weight"], snapshot(second)["score.weight"])
     assert same(snapshot(first), fit.classifier_of(policy, tokenizer, 0))
     assert policy.config.num_labels == 2  # transformers' default, untouched
     ended = RewardModel(first, tokenizer, KNOBS, 64).score(scored(" 12", " 12", finished=[True, False]))

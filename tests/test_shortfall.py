@@ -38,7 +38,7 @@ def test_one_that_does_not_is_there_with_what_its_records_show(tmp_path: Path) -
     (row,) = sheet.rows
     assert row[0] == "ppo_x"
     assert row[4] == "50.0"
-    assert row[5] == "70.0"
+    assert row[5] == "–"
     # a group of one has no signal by definition, so that share says nothing
     assert row[-1] == "60 % of its tokens lie beyond the clip"
 
@@ -57,6 +57,18 @@ def test_rules(tmp_path: Path, changes: dict, figures: dict[str, float], said: s
     sheet = shortfall_sheet(compare(load_study(tmp_path)))
     assert sheet is not None
     assert sheet.rows[0][-1] == said
+
+
+def test_a_reward_that_was_pursued_instead_of_the_answer_is_named(tmp_path: Path) -> None:
+    # fifths of ten steps: .1, .1 and .9, .9 of reward; .4, .4 and .2, .2 right
+    values = [(0.1, 0.4)] * 2 + [(0.5, 0.3)] * 6 + [(0.9, 0.2)] * 2
+    curve = [{"step": i, "reward/mean": r, "reward/correct": c} for i, (r, c) in enumerate(values)]
+    changes = {"reward": {"parts": {"model": 1.0}}}
+    write_run(tmp_path, "grpo_g8", 0, BASE, base=BASE, curve=curve, changes=changes)
+    sheet = shortfall_sheet(compare(load_study(tmp_path)))
+    assert sheet is not None
+    said = "its reward rose from 0.10 to 0.90 while the share of right answers went from 40 to 20 %"
+    assert sheet.rows[0][-1].startswith(said)
 
 
 def test_a_row_worse_than_its_base_says_so_first(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from grpo_bench.table.layout import Sheet, arm_label, general, integer, percent,
 
 FEW_UPDATES = 0.5  # of the median of the study's rows
 NO_SIGNAL = 0.6  # share of groups whose rewards are all equal
+RISE = 0.05  # of the mean reward, from the first to the last fifth of a run
+FOLLOWED = 0.25  # of that rise; where correctness rises by less, it did not follow
 CLIPPED = 0.5  # share of tokens beyond the clip
 
 Finding = Callable[[Arm, float], str | None]
@@ -28,7 +30,8 @@ def shortfall_sheet(c: Comparison) -> Sheet | None:
     for arm in behind:
         dropped = unused(arm)
         row = [arm_label(arm), points(arm.to_base), integer(arm.cost.get("steps")), integer(arm.cost.get("updates"))]
-        row += [percent(dropped), percent(mean(arm, "group/frac_zero_std")), percent(mean(arm, "policy/clip_frac"))]
+        flat = None if arm.config.get("group_size") == 1 else mean(arm, "group/frac_zero_std")  # one is always flat
+        row += [percent(dropped), percent(flat), percent(mean(arm, "policy/clip_frac"))]
         row += [general(mean(arm, "adv/abs_mean")), general(mean(arm, "policy/kl_old"))]
         rows.append([*row, "; ".join(findings(arm, median)) or "nothing that these figures show"])
     notes = [
@@ -48,7 +51,7 @@ def findings(arm: Arm, median_updates: float) -> list[str]:
     """What stands out in the records, in words; empty where nothing does."""
     return [
         said
-        for rule in (_drop, _control, _few, _flat, _clip, _still, _truncated)
+        for rule in (_drop, _control, _pursued, _few, _flat, _clip, _still, _truncated)
         if (said := rule(arm, median_updates))
     ]
 
@@ -57,6 +60,16 @@ def mean(arm: Arm, key: str) -> float | None:
     """Over the steps of every seed; None where it was not recorded."""
     values = [float(row[key]) for run in arm.scored for row in run.metrics if isinstance(row.get(key), int | float)]
     return sum(values) / len(values) if values else None
+
+
+def ends(arm: Arm, key: str) -> tuple[float, float] | None:
+    """Means over the first and the last fifth of the steps of every seed; None where it was not recorded."""
+    first, last = [], []
+    for run in arm.scored:
+        values = [float(row[key]) for row in run.metrics if isinstance(row.get(key), int | float)]
+        part = max(len(values) // 5, 1)
+        first, last = first + values[:part], last + values[-part:]
+    return (sum(first) / len(first), sum(last) / len(last)) if first else None
 
 
 def unused(arm: Arm) -> float | None:
@@ -79,6 +92,21 @@ def _drop(arm: Arm, _: float) -> str | None:
 def _control(arm: Arm, _: float) -> str | None:
     parts = (arm.config.get("reward") or {}).get("parts") or {}
     return "a control: its reward knows nothing of the answer" if set(parts) == {"random"} else None
+
+
+def _pursued(arm: Arm, _: float) -> str | None:
+    """Over-optimisation of a reward that is not correctness itself (Gao et al. 2022, arXiv:2210.10760)."""
+    reward, correct = ends(arm, "reward/mean"), ends(arm, "reward/correct")
+    parts = set((arm.config.get("reward") or {}).get("parts") or {})
+    if reward is None or correct is None or parts <= {"correct", "random"}:
+        return None
+    rise = reward[1] - reward[0]
+    if rise < RISE or correct[1] - correct[0] > rise * FOLLOWED:
+        return None
+    return (
+        f"its reward rose from {reward[0]:.2f} to {reward[1]:.2f} while the share of right answers went from "
+        f"{100 * correct[0]:.0f} to {100 * correct[1]:.0f} %: the reward was pursued, not the answer"
+    )
 
 
 def _few(arm: Arm, median: float) -> str | None:
