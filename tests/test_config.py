@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,10 @@ def test_every_choice_composes_and_parses(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_parses(name: str, tmp_path: Path) -> None:
+    classifier = tmp_path / "reward_model-arithmetic" / "classifier"  # one that a command before its sweep trains
+    classifier.mkdir(parents=True)
+    (classifier / "config.json").write_text('{"num_labels": 1}')
+    (classifier / "model.safetensors").touch()
     plan = preflight([f"results={tmp_path}"], name, str(REPO / "sweeps"), multirun=True)
     assert len(plan.jobs) >= 2
     assert {job.config.study.name for job in plan.jobs} == {name}
@@ -96,7 +101,7 @@ def test_every_sweep_composes_and_parses(name: str, tmp_path: Path) -> None:
     header = (REPO / "sweeps" / f"{name}.yaml").read_text()
     task = plan.jobs[0].config.task.name
     assert f"python -m grpo_bench -m --config-dir sweeps --config-name {name}\n" in header
-    assert f"python -m grpo_bench.table results/{name}-{task}\n" in header
+    assert re.search(rf"python -m grpo_bench.table results/{name}-{task}( '.+')?\n", header)
 
 
 def test_the_default_is_the_embedded_task_and_grpo() -> None:
