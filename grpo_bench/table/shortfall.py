@@ -64,7 +64,8 @@ def mean(arm: Arm, key: str) -> float | None:
 
 def ends(arm: Arm, key: str) -> tuple[float, float] | None:
     """Means over the first and the last fifth of the steps of every seed; None where it was not recorded."""
-    first, last = [], []
+    first: list[float] = []
+    last: list[float] = []
     for run in arm.scored:
         values = [float(row[key]) for row in run.metrics if isinstance(row.get(key), int | float)]
         part = max(len(values) // 5, 1)
