@@ -28,7 +28,7 @@ from grpo_bench.config_checks import total_steps, updates_per_step
 from grpo_bench.config_errors import ConfigError
 from grpo_bench.jobs import Pool, child_command, one_job, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
-from grpo_bench.preflight import Job, Plan, preflight, row_name
+from grpo_bench.preflight import Job, Plan, preflight, prepared, row_name
 from grpo_bench.resume import complete_line, is_complete, standing
 from grpo_bench.types import UserError
 
@@ -108,6 +108,9 @@ def _main(args: Namespace) -> None:
         if any(job.config.study.name is None for job in plan.jobs):
             print("note: give study.name=... to make a table of these runs", file=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+    if not args.multirun and not _asks_hydra(args.overrides):
+        _run(plan.jobs[0].parsed)
+        return
     try:
         _entry()
         _JOBS.wait()
@@ -117,7 +120,15 @@ def _main(args: Namespace) -> None:
         _end(plan)
 
 
+def _asks_hydra(overrides: list[str]) -> bool:
+    """Whether Hydra must start the job itself: for settings of its own, which composing again does not need."""
+    ours = ("hydra.mode=RUN", "hydra.searchpath=")
+    return any(o.lstrip("+~").startswith(("hydra.", "hydra/")) and not o.startswith(ours) for o in overrides)
+
+
 def _preflight(args: Namespace) -> Plan:
+    if SWEEP in os.environ and "hydra.mode=RUN" in args.overrides:
+        return prepared(args.overrides, args.config_name or "config", args.config_dir)
     varying = json.loads(os.environ.get(SWEEP, "{}")).get("varying", [])
     return preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun, varying)
 

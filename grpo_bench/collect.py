@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from grpo_bench.rewards.repetition import repetition
 from grpo_bench.rollout import Engine, Noise, Sampling
 from grpo_bench.tasks import Task
 from grpo_bench.tasks.grading import Grade
+from grpo_bench.tasks.overlap import Grading
 from grpo_bench.types import Batch, Problem, Rollouts
 
 if TYPE_CHECKING:
@@ -48,24 +50,47 @@ def collect(
     step: int,
     meter: Meter,
     draw: int = 0,
+    scored: Callable[[Batch], Batch] | None = None,
 ) -> Experience:
-    """Sample ``group_size`` completions of each problem, grade and reward them; ``draw`` counts those of a step."""
+    """Sample ``group_size`` completions of each problem, grade and reward them; ``draw`` counts those of a step.
+
+    Completions are graded as they end, beside the sampling of the others, and what is left of it beside ``scored``: a
+    function of the batch, its rewards still 0, that fills ``old_logp``, ``ref_logp`` and ``values``.
+    """
+    rows = [problem for problem in problems for _ in range(cfg.group_size)]
+    grading = task.grading(rows)
     with meter.phase("rollout"):
         prompts = task.prompt_ids(problems, tokenizer)
         noise = Noise(cfg.seed, "train", step, draw)
-        rollouts = engine.generate(policy, tokenizer, prompts, cfg.group_size, sampling_of(cfg), noise)
+        rollouts = engine.generate(
+            policy, tokenizer, prompts, cfg.group_size, sampling_of(cfg), noise, ended=grading.listener
+        )
+    batch = make_batch(rollouts, [0.0] * len(rows), [False] * len(rows), policy.device)
+    if scored is not None:
+        known = scored(batch)
+        batch = replace(batch, old_logp=known.old_logp, ref_logp=known.ref_logp, values=known.values)
     with meter.phase("reward"):
-        rows = [problem for problem in problems for _ in range(cfg.group_size)]
-        grades, total, parts = appraise(cfg, task, tokenizer, rows, rollouts, step, draw)
+        grades, total, parts = appraise(cfg, task, tokenizer, rows, rollouts, step, draw, grading)
     correct = [grade.strict and ended for grade, ended in zip(grades, rollouts.finished, strict=True)]
-    return Experience(make_batch(rollouts, total, correct, policy.device), rows, rollouts, grades, parts)
+    batch = replace(batch, rewards=batch.rewards.new_tensor(total), correct=batch.correct.new_tensor(correct))
+    return Experience(batch, rows, rollouts, grades, parts)
 
 
 def appraise(
-    cfg: Config, task: Task, tokenizer: Any, rows: list[Problem], rollouts: Rollouts, step: int, draw: int
+    cfg: Config,
+    task: Task,
+    tokenizer: Any,
+    rows: list[Problem],
+    rollouts: Rollouts,
+    step: int,
+    draw: int,
+    grading: Grading | None = None,
 ) -> tuple[list[Grade], list[float], dict[str, list[float]]]:
-    """Grades, shaped rewards and their parts of any completions, one problem of ``rows`` for each."""
-    grades = task.grade(rows, rollouts.texts)
+    """Grades, shaped rewards and their parts of any completions, one problem of ``rows`` for each.
+
+    ``grading`` is that of these rows, where it has begun.
+    """
+    grades = (grading or task.grading(rows)).result(rollouts.texts)
     texts = [task.prompt(problem, tokenizer) for problem in rows]
     scored = rewards.Scored(
         rows, texts, rollouts.texts, grades, rollouts.finished, cfg.seed, step,

@@ -172,6 +172,8 @@ class RolloutConfig(Strict):
     top_p: float = Field(gt=0, le=1)
     top_k: int | None = Field(ge=1)
     batch_size: int | None = Field(ge=1)  # completions decoded at once; null: sized to memory
+    dtype: Literal["float32", "bfloat16"] | None = None  # what native samples in; null: what the model computes in
+    cuda_graph: bool = True  # native on a GPU: decode steps are captured and replayed
 
 
 class TrackerConfig(Strict):

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the benchmark's table reads Size and must not pay for torch
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -33,6 +31,7 @@ class Size:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Size:
+        from torch import nn
         from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
 
         config = model.config.get_text_config()
@@ -49,6 +48,15 @@ class Size:
         """
         tokens, squares = sum(lengths), sum(n * n for n in lengths)
         return 2.0 * self.trunk * tokens + 2.0 * self.head * headed + 2.0 * self.layers * self.width * squares
+
+    def shared(self, prompts: Sequence[int], groups: Sequence[int], completions: Sequence[int], headed: int) -> float:
+        """FLOPs of one forward over rows that share their groups' prompts: each group's prompt counts once.
+
+        All sequences have one entry per row; the head works on ``headed`` tokens.
+        """
+        once = {group: prompt for group, prompt in zip(groups, prompts, strict=True)}
+        whole = [prompt + length for prompt, length in zip(prompts, completions, strict=True)]
+        return self.forward(list(once.values()), headed) + self.forward(whole, 0) - self.forward(prompts, 0)
 
     def rollout(self, prompts: Sequence[int], group_size: int, completions: Sequence[int]) -> float:
         """FLOPs of sampling: each prompt once per group, then every sampled token against its cache."""
@@ -72,6 +80,8 @@ class Meter:
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self.device)  # kernels run on after the call returns
         seconds = time.perf_counter() - start
         self.total[name] += seconds
@@ -91,6 +101,8 @@ class Meter:
         """Let the peak count from now on: a warm start or baseline that this process made is not the run's cost."""
         gc.collect()
         if self.device.type == "cuda":
+            import torch
+
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         elif sys.platform == "linux":
@@ -101,6 +113,8 @@ class Meter:
     def peak_memory(self) -> int:
         """Bytes since ``forget_peak``: allocated on a GPU; on a CPU the process's largest resident set."""
         if self.device.type == "cuda":
+            import torch
+
             return torch.cuda.max_memory_allocated(self.device)
         status = Path("/proc/self/status")
         if status.is_file():

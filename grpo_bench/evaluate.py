@@ -11,7 +11,8 @@ from grpo_bench.ops import pass_at_k
 from grpo_bench.rollout import Engine, Noise, Sampling
 from grpo_bench.tasks import Task
 from grpo_bench.tasks.grading import vote_key
-from grpo_bench.types import Problem
+from grpo_bench.tasks.overlap import Grading
+from grpo_bench.types import Problem, Rollouts
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
@@ -37,27 +38,33 @@ def evaluate(
 ) -> list[Row]:
     """Greedy answers, and ``samples`` sampled ones per problem, graded: rows as in ``eval.jsonl``.
 
-    ``progress(done, total)`` is called as completions end, greedy and sampled counted together.
+    ``progress(done, total)`` is called as completions end, greedy and sampled counted together. Answers are graded as
+    they end; what is left of the greedy ones while others are sampled.
     """
     prompts = task.prompt_ids(problems, tokenizer)
-    rows: list[Row] = []
+    answered: list[tuple[str, int, list[Problem], Rollouts, Grading]] = []
+    done_before = 0
     total = len(problems) * (1 + samples)
     for mode, count, temperature in (("greedy", 1, 0.0), ("sampled", samples, cfg.eval.temperature)):
         if count == 0:
             continue
         sampling = Sampling(temperature, cfg.task.max_new_tokens, stop=tuple(cfg.task.stop))
 
-        def told(done: int, earlier: int = len(rows)) -> None:
+        def told(done: int, earlier: int = done_before) -> None:
             assert progress is not None
             progress(earlier + done, total)
 
+        members = [problem for problem in problems for _ in range(count)]
+        grading = task.grading(members)
         out = engine.generate(
             policy, tokenizer, prompts, count, sampling, Noise(EVAL_SEED, split),
-            None if progress is None else told,
+            None if progress is None else told, grading.listener,
         )  # fmt: skip
-        members = [problem for problem in problems for _ in range(count)]
-        grades = task.grade(members, out.texts)
-        for i, (problem, grade) in enumerate(zip(members, grades, strict=True)):
+        answered.append((mode, count, members, out, grading))
+        done_before += len(members)
+    rows: list[Row] = []
+    for mode, count, members, out, grading in answered:
+        for i, (problem, grade) in enumerate(zip(members, grading.result(out.texts), strict=True)):
             rows.append(
                 {
                     "step": step,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from grpo_bench.algos.base import Algorithm
 from grpo_bench.branches import branch_values
 from grpo_bench.collect import Experience, appraise, collect, make_batch, sampling_of
 from grpo_bench.rollout import Noise
@@ -32,11 +33,23 @@ class Gathered:
     refills: int  # draws beyond the first
 
 
-def gather(parts: Parts, state: State) -> Gathered:
+def scores_first(parts: Parts) -> bool:
+    """Whether a step's completions are scored while the last of them are graded.
+
+    So where grading goes on in other processes and no reward decides what is scored: nothing is dropped, sampled
+    beside or passed over for its sake. A function of the configuration alone, so that runs repeat to the bit.
+    """
+    algo = parts.cfg.algo
+    keeps_all = type(algo).keep is Algorithm.keep and algo.extra_rollouts == "none"
+    return keeps_all and algo.acts_without_advantage and parts.task.grades_aside
+
+
+def gather(parts: Parts, state: State, scored: Callable[[Batch], Batch] | None = None) -> Gathered:
     """Draw a step's prompts and sample their groups; with ``refill_limit`` draw as many again until there are enough.
 
     A step has ``cfg.prompts`` groups whatever happens: kept ones in the order of drawing, surplus ones left out, and
-    where too few were kept dropped ones take the places. ``keep`` sees each draw by itself.
+    where too few were kept dropped ones take the places. ``keep`` sees each draw by itself. ``scored`` is for
+    ``collect``, where ``scores_first`` allows it.
     """
     cfg, algo = parts.cfg, parts.cfg.algo
     draws: list[Experience] = []
@@ -47,7 +60,7 @@ def gather(parts: Parts, state: State) -> Gathered:
         state.prompts += len(problems)
         drawn = collect(
             cfg, parts.task, parts.models.policy, parts.tokenizer, parts.engine, problems, state.step, parts.meter,
-            len(draws),
+            len(draws), scored,
         )  # fmt: skip
         state.charge(parts.size, drawn.rollouts)
         coefficient = state.algo.get("kl_coef", cfg.kl_coef)
@@ -117,14 +130,16 @@ def greedy_rewards(parts: Parts, state: State, experience: Experience, batch: Ba
     live = batch.mask.any(1).view(-1, size).any(1).nonzero().squeeze(1).tolist()
     rewards = batch.rewards.new_zeros(len(batch.mask) // size)
     if live:
+        rows = [experience.rows[p * size] for p in live]
+        grading = parts.task.grading(rows)
         with parts.meter.phase("rollout"):
             rollouts = parts.engine.generate(
                 parts.models.policy, parts.tokenizer, [experience.rollouts.prompt_ids[p] for p in live], 1,
                 replace(sampling_of(cfg), temperature=0.0), Noise(cfg.seed, "train", state.step),
+                ended=grading.listener,
             )  # fmt: skip
         state.charge(parts.size, rollouts, extra=True)
         with parts.meter.phase("reward"):
-            rows = [experience.rows[p * size] for p in live]
-            total = appraise(cfg, parts.task, parts.tokenizer, rows, rollouts, state.step, GREEDY_DRAW)[1]
+            total = appraise(cfg, parts.task, parts.tokenizer, rows, rollouts, state.step, GREEDY_DRAW, grading)[1]
         rewards[live] = torch.tensor(total, dtype=rewards.dtype, device=rewards.device)
     return rewards.repeat_interleave(size)

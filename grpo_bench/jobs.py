@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from grpo_bench.config import run_dir
 from grpo_bench.files import disk_errors, write_json
+from grpo_bench.nursery import Hatchling, Nursery
 from grpo_bench.resume import complete_line, read, standing
 from grpo_bench.types import UserError
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 LIFE_SECONDS = 30.0  # between two signs of life of a job, on a terminal
 LIFE_SECONDS_LOG = 300.0  # and into a file
 GRACE_SECONDS = 20.0  # a child may finish writing before it is killed
-_CHILDREN: set[subprocess.Popen[bytes]] = set()  # alive now
+_CHILDREN: set[subprocess.Popen[bytes] | Hatchling] = set()  # alive now
+_NURSERY = Nursery()
+RUN = [sys.executable, "-m", "grpo_bench"]
 _STOPPING = threading.Event()  # no job starts any more
 PROGRESS = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}
 
@@ -37,7 +40,7 @@ def child_command(overrides: list[str], name: str, config_dir: str | None, row: 
     where = ["--config-name", name, *(["--config-dir", config_dir] if config_dir else [])]
     quoted = "'" + row.replace("\\", "\\\\").replace("'", "\\'") + "'"
     ours = [o for o in overrides if not o.startswith(("hydra.mode=", "hydra/launcher=", "hydra.launcher."))]
-    return [sys.executable, "-m", "grpo_bench", *where, *ours, f"row={quoted}", "hydra.mode=RUN"]
+    return [*RUN, *where, *ours, f"row={quoted}", "hydra.mode=RUN"]
 
 
 class Pool:
@@ -74,6 +77,7 @@ class Pool:
     def stop(self) -> None:
         """End the jobs that run and start no other; nothing to do when all have ended."""
         if self._threads is None:
+            _NURSERY.close()
             return
         _STOPPING.set()  # before the children are counted: one that is being started right now sees it
         for job in self._waiting:
@@ -89,6 +93,7 @@ class Pool:
                 child.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._threads = None
+        _NURSERY.close()
         _STOPPING.clear()
 
 
@@ -131,10 +136,7 @@ def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> 
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     pause = LIFE_SECONDS if sys.stdout.isatty() else LIFE_SECONDS_LOG
     with _log(directory / "stdout.log", new=not cfg.resume) as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        child = _start(cfg, command, log, environment)
         _CHILDREN.add(child)
         with _no_orphan(child):
             if _STOPPING.is_set():
@@ -146,13 +148,30 @@ def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> 
                     say(f"{label} {life(cfg, directory)}")
 
 
+def _start(
+    cfg: Config, command: list[str], log: IO[bytes], environment: dict[str, str]
+) -> subprocess.Popen[bytes] | Hatchling:
+    """The job's process: from the nursery where that saves its imports, else one of its own.
+
+    Not beside a GPU, which a process can use only if what it was forked from did not.
+    """
+    on_cpu = cfg.device == "cpu" and cfg.reward.model.device != "cuda"
+    if sys.platform == "linux" and on_cpu and command[:3] == RUN:
+        with contextlib.suppress(OSError):
+            return _NURSERY.start(command[3:], log, environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+    )  # fmt: skip
+
+
 def _log(file: Path, new: bool) -> IO[bytes]:
     with disk_errors(file):
         return open(file, "wb" if new else "ab")
 
 
 @contextlib.contextmanager
-def _no_orphan(child: subprocess.Popen[bytes]) -> Iterator[None]:
+def _no_orphan(child: subprocess.Popen[bytes] | Hatchling) -> Iterator[None]:
     """Whatever ends the parent (Ctrl-C, SIGTERM) ends the child first, with time to write down why."""
     try:
         yield
@@ -168,7 +187,7 @@ def _no_orphan(child: subprocess.Popen[bytes]) -> Iterator[None]:
                 raise
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child: SIGTERM when the parent dies of what it cannot handle (kill -9), so that a restarted sweep does
     not meet a live run of the one before."""
     import ctypes

@@ -36,6 +36,7 @@ SHOWN = 8  # bad jobs that are written out
 class Job:
     overrides: list[str]
     config: Config
+    parsed: Config  # its row as it was given, not as a sweep names it
 
 
 def preflight(
@@ -74,6 +75,13 @@ def preflight(
     if shared := _shared_folders(jobs):
         raise ConfigError(shared)
     return Plan(jobs, varying)
+
+
+def prepared(overrides: list[str], name: str, config_dir: str | None) -> Plan:
+    """A job of a sweep that has checked it with all the others: it is composed and parsed, and that is all."""
+    with composing(config_dir):
+        config = parse(compose(overrides, name))
+    return Plan([Job(overrides, config, config)], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ def _job(
     if problems:
         raise ConfigError(problems)
     standing(config, run_dir(config))
-    return Job(overrides, config.model_copy(update={"row": row_name(config, overrides, varying)}))
+    return Job(overrides, config.model_copy(update={"row": row_name(config, overrides, varying)}), config)
 
 
 def _overruled(overrides: list[str], data: dict[str, Any], cfg: Config) -> list[str]:

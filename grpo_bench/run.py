@@ -14,7 +14,7 @@ from grpo_bench.collect import Experience, describe, drop
 from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
 from grpo_bench.evaluate import Summary, evaluate, flat, summarise
-from grpo_bench.gather import gather, with_extras
+from grpo_bench.gather import gather, scores_first, with_extras
 from grpo_bench.identity import config_hash, run_id
 from grpo_bench.policy import (
     Policy,
@@ -25,7 +25,6 @@ from grpo_bench.policy import (
     load_tokenizer,
     make_models,
 )
-from grpo_bench.policy.score import score
 from grpo_bench.record import RunRecord
 from grpo_bench.rollout import make_engine
 from grpo_bench.signals import costs, health, score_flops, shown, signals, throughput
@@ -170,17 +169,27 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
     """One rollout and its updates."""
     cfg, algo, models, learner, meter = parts.cfg, parts.cfg.algo, parts.models, parts.learner, parts.meter
     before = replace(state)
-    gathered = gather(parts, state)
+    # one update per rollout: the update's own forward gives the old log-probs
+    old = cfg.epochs * cfg.minibatches > 1 or algo.needs_old_logp
+
+    def scored(batch: Batch) -> Batch:
+        with meter.phase("score"):
+            batch = drop(batch, batch.finished) if cfg.mask_truncated else batch
+            return learner.scored(batch, old)
+
+    ahead = scores_first(parts)
+    gathered = gather(parts, state, scored if ahead else None)
     experience, batch = gathered.experience, gathered.experience.batch
     batch = drop(batch, gathered.used & (batch.finished if cfg.mask_truncated else gathered.used))
     batch = with_extras(parts, state, experience, batch)
     state.charge_reward(rewards.take_cost(cfg))
 
-    with meter.phase("score"):  # one update per rollout: the update's own forward gives the old log-probs
-        old = cfg.epochs * cfg.minibatches > 1 or algo.needs_old_logp
-        batch = score(batch, models, cfg.rollout.temperature, 4 * learner.tokens, old, algo.needs_critic)
-        state.flops += score_flops(parts, batch, old)
-        with torch.no_grad():
+    if algo.credits_unscored:  # then groups without signal need not be scored
+        batch = algo.credited(batch)
+    batch = batch if ahead else scored(batch)
+    with meter.phase("score"), torch.no_grad():
+        state.flops += score_flops(parts, drop(batch, ~learner.without_signal(batch)), old)
+        if not algo.credits_unscored:
             batch = algo.credited(batch)
     with meter.phase("update"):
         metrics: dict[str, Any] = describe(gathered.sampled, gathered.kept, gathered.taken) | signals(batch)
@@ -197,7 +206,8 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
     measured = metrics.get("kl/ref_k3_token") if algo.kl.to == "reference" else updated.get("policy/kl_old")
     seen = {"samples": float(len(batch.mask)), **({"kl": measured} if measured is not None else {})}
     state.algo |= algo.next_state(replace(batch, state={**state.algo, **seen}))
-    metrics |= {"kl/coef": batch.kl_coef, "group/refills": gathered.refills} | costs(before, state)
+    metrics |= {"kl/coef": batch.kl_coef, "group/refills": gathered.refills, "group/skipped": learner.skipped_groups}
+    metrics |= costs(before, state)
     health(state, metrics, updated)
     return experience, batch, metrics
 

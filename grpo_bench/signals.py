@@ -62,11 +62,13 @@ def score_flops(parts: Parts, batch: Batch, old: bool) -> float:
     assert batch.prompt_lengths is not None
     scored = batch.mask.any(1)
     completions = batch.mask.sum(1)[scored]
-    lengths, tokens = (batch.prompt_lengths[scored] + completions).long().tolist(), int(completions.sum())
+    lengths, tokens = completions.long().tolist(), int(completions.sum())
+    prompts = batch.prompt_lengths[scored].tolist()
+    groups = batch.group_ids[scored].tolist() if parts.models.policy.takes_plans else range(len(prompts))
     headed = int(old) + int(parts.models.has_reference)
     critic = parts.models.critic
     headless = int(critic is not None and (critic.trunk is not None or not old))
-    return headed * parts.size.forward(lengths, tokens) + headless * parts.size.forward(lengths, 0)
+    return sum(parts.size.shared(prompts, groups, lengths, n) for n in [tokens] * headed + [0] * headless)
 
 
 def health(state: State, metrics: dict[str, Any], updated: dict[str, float]) -> None:

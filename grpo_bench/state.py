@@ -105,7 +105,7 @@ def to_checkpoint(parts: Parts, state: State) -> tuple[dict[str, dict[str, Tenso
     tensors = {"policy": _trained(parts.models.policy)}
     if parts.models.critic is not None:
         tensors["critic"] = _trained(parts.models.critic)
-    content: dict[str, Any] = {"state": asdict(state), "optimisers": {}}
+    content: dict[str, Any] = {"state": asdict(state), "optimisers": {}, "micro_batch_tokens": parts.learner.tokens}
     for name, optimiser in _optimisers(parts.learner).items():
         tensors[f"{name}_optimizer"], flat = flatten_optimizer(optimiser.adamw.state_dict())
         content["optimisers"][name] = {"adamw": flat, "updates": optimiser.updates}
@@ -121,6 +121,8 @@ def from_checkpoint(checkpoint: Checkpoint, parts: Parts) -> State:
         saved = checkpoint.state["optimisers"][name]
         restore_optimizer(optimiser.adamw, checkpoint.tensors(f"{name}_optimizer"), saved["adamw"])
         optimiser.updates = saved["updates"]
+    # as it was, also where memory had run out: micro-batches of other sizes round otherwise
+    parts.learner.tokens = checkpoint.state.get("micro_batch_tokens", parts.learner.tokens)
     state = State(**checkpoint.state["state"])
     parts.meter.total.update(state.seconds)
     return state

@@ -50,7 +50,8 @@ class Rollouts:
     """G completions for each of P problems, as the engine returns them.
 
     ``prompt_ids`` has P entries, the others B. ``completion_ids`` end with the end token when ``finished``; a
-    completion ended by a stop string is finished as well.
+    completion ended by a stop string is finished as well. ``logps`` are the sampler's own, one per token, in the
+    precision and of the (possibly restricted) distribution it drew from: what is equal between engines is the rest.
     """
 
     prompt_ids: list[list[int]]
@@ -58,6 +59,7 @@ class Rollouts:
     texts: list[str]
     finished: list[bool]
     group_size: int
+    logps: list[list[float]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

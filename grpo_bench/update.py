@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from grpo_bench import ops
 from grpo_bench.cost import Size
 from grpo_bench.policy import Models, layout, memory_errors
-from grpo_bench.policy.score import micro_batch_tokens, micro_batches
+from grpo_bench.policy.memory import is_out_of_memory, smaller
+from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
 
@@ -58,7 +59,7 @@ class Optimiser:
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            foreach=True,
+            fused=True,  # one pass over weights, gradients and moments, and no copies of them
         )
         self.updates = 0
 
@@ -95,11 +96,13 @@ class Learner:
     def __init__(self, cfg: Config, algo: Algorithm, models: Models) -> None:
         assert cfg.lr is not None
         self.cfg, self.algo, self.models = cfg, algo, models
-        self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)
+        self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)  # halved when memory runs out
+        self.kept: list[tuple[Tensor, Tensor]] = []  # values of this step's rows, with their graphs
         self.size = Size.of(models.policy.model)
         self.trained_tokens = 0  # of the last step, once per epoch
         self.flops = 0.0  # of the last step
         self.empty_updates = 0  # of the last step, not made because all of their rows were dropped
+        self.skipped_groups = 0  # of the last step, not computed because their advantages are 0
         self.shared = models.critic is not None and models.critic.trunk is None
         groups: list[tuple[Iterable[nn.Parameter], float]] = [(models.policy.parameters(), cfg.lr)]
         self.critic: Optimiser | None = None
@@ -120,17 +123,58 @@ class Learner:
         rows = (order[:, None] * batch.group_size + torch.arange(batch.group_size)).flatten()
         return rows.to(batch.mask.device).chunk(self.cfg.minibatches)
 
-    @memory_errors()
+    def scored(self, batch: Batch, old: bool) -> Batch:
+        """The batch with what it needs of ``old_logp``, ``ref_logp`` and ``values``, see ``score``.
+
+        With one update per rollout a critic of its own looks at the batch once: its values are kept with their graph,
+        where memory holds it, and the update trains on them. Where the advantages are known already, groups without
+        signal are left out. Halves micro-batches that run out of memory.
+        """
+        self.kept = []
+        critic, needed = self.models.critic, self.algo.needs_critic
+        packed = self.models.policy.takes_plans
+        keep = needed and critic is not None and not self.shared and self.cfg.epochs * self.cfg.minibatches == 1
+        if keep and critic is not None:
+            with memory_errors():
+                parts = list(micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), self.tokens, packed))
+                room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
+                if len(parts) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+                    self.kept = live_values(batch, critic, self.tokens, packed)
+        temperature = self.cfg.rollout.temperature
+        some = replace(batch, mask=batch.mask * ~self.without_signal(batch)[:, None])
+        while True:
+            try:
+                out = score(some, self.models, temperature, 4 * self.tokens, old, needed and not self.kept)
+                break
+            except (RuntimeError, MemoryError) as e:
+                self._halve(e)
+        out = replace(out, mask=batch.mask)
+        if self.kept:
+            values = torch.zeros(batch.mask.shape, dtype=self.kept[0][1].dtype, device=batch.mask.device)
+            for rows, part in self.kept:
+                values[rows] = part.detach()
+            out = replace(out, values=values)
+        return out
+
+    def _halve(self, e: Exception) -> None:
+        if not is_out_of_memory(e):
+            raise e
+        with memory_errors():
+            self.tokens = smaller(self.tokens, e)
+
     def update(self, batch: Batch, step: int, progress: float) -> dict[str, float]:
         """All updates of one step; returns metrics by the glossary's names.
 
         With ``target_kl`` a minibatch whose KL(old‖new) (token mean of k3) exceeds δ is not stepped on and ends the
         step, the critic's updates too: its forward measures what the minibatches before it did. So ``policy/kl_old`` is
         the KL before a step's last update; what that one adds is not measured. A minibatch whose rows are all dropped
-        is passed over: it moves nothing and measures nothing. UserError when a GPU's memory runs out.
+        is passed over: it moves nothing and measures nothing. A minibatch that runs out of memory is done again in
+        smaller micro-batches, which give the same gradient; UserError when a single row does not fit.
         """
         train_policy = step > self.algo.frozen_steps
         self.trained_tokens, self.flops, self.empty_updates = 0, 0.0, 0
+        without = self.without_signal(batch)
+        self.skipped_groups = int((without & batch.mask.any(1)).view(-1, batch.group_size).any(1).sum())
         seen: dict[str, list[float]] = defaultdict(list)
         stopped = skipped = 0
         for epoch in range(self.cfg.epochs):
@@ -138,12 +182,10 @@ class Learner:
                 if not batch.mask[rows].any():
                     self.empty_updates += 1
                     continue
-                loss, value_loss = self._accumulate(batch, rows, train_policy, seen)
+                loss, value_loss = self._whole(batch, rows, without, train_policy, seen)
                 over = self.cfg.target_kl is not None and train_policy and seen["kl_old"][-1] > self.cfg.target_kl
                 if over:
-                    self.policy.adamw.zero_grad(set_to_none=True)
-                    if self.critic is not None:
-                        self.critic.adamw.zero_grad(set_to_none=True)
+                    self._forget_gradients()
                     stopped = 1
                     break
                 if train_policy or self.shared:
@@ -158,22 +200,60 @@ class Learner:
                     seen["value_grad_norm"].append(norm)
             if stopped:
                 break
+        self.kept = []
         return self._metrics(seen, stopped, skipped)
 
+    def _forget_gradients(self) -> None:
+        for optimiser in (self.policy, self.critic):
+            if optimiser is not None:
+                optimiser.adamw.zero_grad(set_to_none=True)
+
+    def without_signal(self, batch: Batch) -> Tensor:
+        """(B,) rows of groups whose advantages are all 0, where nothing else acts on them: they move nothing.
+
+        A coefficient of 0 makes a KL act on nothing. With ``target_kl`` they are kept, for what they say of the KL.
+        """
+        algo = self.algo
+        if batch.kl_coef == 0 and algo.kl.place != "none":
+            algo = algo.model_copy(update={"kl": algo.kl.model_copy(update={"place": "none"})})
+        if batch.advantages is None or algo.acts_without_advantage or self.cfg.target_kl is not None:
+            return torch.zeros(len(batch.mask), dtype=torch.bool, device=batch.mask.device)
+        acted_P = ((batch.advantages != 0) & batch.mask.bool()).any(1).view(-1, batch.group_size).any(1)
+        return (~acted_P).repeat_interleave(batch.group_size)
+
+    def _whole(
+        self, batch: Batch, rows: Tensor, without: Tensor, train_policy: bool, seen: dict[str, list[float]]
+    ) -> tuple[float, float]:
+        """``_accumulate``, again in smaller micro-batches until they fit."""
+        charged = self.trained_tokens, self.flops
+        while True:
+            try:
+                return self._accumulate(batch, rows, without, train_policy, seen)
+            except (RuntimeError, MemoryError) as e:
+                self._halve(e)
+                self._forget_gradients()
+                if self.kept:  # their graph may be used up
+                    with memory_errors():
+                        critic = self.models.critic
+                        assert critic is not None
+                        self.kept = live_values(batch, critic, self.tokens, self.models.policy.takes_plans)
+                self.trained_tokens, self.flops = charged
+
     def _accumulate(
-        self, batch: Batch, rows: Tensor, train_policy: bool, seen: dict[str, list[float]]
+        self, batch: Batch, rows: Tensor, without: Tensor, train_policy: bool, seen: dict[str, list[float]]
     ) -> tuple[float, float]:
         """Gradients of one minibatch, micro-batch by micro-batch: weights are fixed beforehand, so sums are exact."""
         cfg, algo, models = self.cfg, self.algo, self.models
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
-        rows = rows[batch.mask[rows].any(1)]  # dropped rows count in the weights and cost no forward
+        rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
         sums: dict[str, float] = defaultdict(float)
         ratios: list[tuple[float, float]] = []
-        for some in micro_batches(batch, rows, self.tokens):
+        packed = models.policy.takes_plans
+        for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
             part, some_rows = take(batch, some), layout(batch, some)
             weight = weights[some]
-            self._charge(part, train_policy)
+            self._charge(part, train_policy, self.critic is not None and not self.kept)
             loss = torch.zeros((), device=weight.device)
             states = models.policy.states(some_rows) if train_policy or self.shared else None
             if train_policy:
@@ -184,29 +264,39 @@ class Learner:
                 loss = loss + policy_loss
                 sums["policy_loss"] += float(policy_loss.detach())
                 self._observe(part, logp.detach(), entropy.detach(), sums, ratios)
-            if models.critic is not None:
+            if models.critic is not None and not self.kept:
                 if not train_policy and states is not None:
                     states = states.detach()  # the policy is frozen: only the head learns
-                values = models.critic.values(some_rows, states)
-                value_loss = (weight * algo.value_loss(values, part)).sum()
-                loss = loss + algo.value_weight * value_loss
-                sums["value_loss"] += float(value_loss.detach())
+                loss = loss + self._value_loss(part, weight, models.critic.values(some_rows, states), sums)
             loss.backward()
-        tokens = max(sums.pop("tokens", 0.0), 1.0)
-        for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high", "ref_k1", "ref_k2", "ref_k3"):
-            if train_policy:
+        for some, values in self.kept:
+            part = take(batch, some)
+            self._charge(part, False, True)
+            self._value_loss(part, weights[some], values, sums).backward()
+        if train_policy and not len(rows):  # moments decay and move weights, as they do on a gradient of 0
+            for parameter in self.policy.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        tokens = sums.pop("tokens", 0.0)
+        if train_policy and tokens:
+            for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high", "ref_k1", "ref_k2", "ref_k3"):
                 seen[name].append(sums[name] / tokens)
-        if train_policy:
             seen["kl_old"].append(sums["k3"] / tokens)
+            seen["ratio_min"].append(min(low for low, _ in ratios))
+            seen["ratio_max"].append(max(high for _, high in ratios))
+        if train_policy:
             seen["loss"].append(sums["policy_loss"])
-            seen["ratio_min"].append(min((low for low, _ in ratios), default=1.0))
-            seen["ratio_max"].append(max((high for _, high in ratios), default=1.0))
         if models.critic is not None:
             seen["value_loss"].append(sums["value_loss"])
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
-    def _charge(self, part: Batch, train_policy: bool) -> None:
-        """Tokens and FLOPs of one forward and backward of the networks that are trained.
+    def _value_loss(self, part: Batch, weight: Tensor, values: Tensor, sums: dict[str, float]) -> Tensor:
+        """The weighted value loss of some rows, which joins the sums."""
+        loss = (weight * self.algo.value_loss(values, part)).sum()
+        sums["value_loss"] += float(loss.detach())
+        return self.algo.value_weight * loss
+
+    def _charge(self, part: Batch, train_policy: bool, critic: bool) -> None:
+        """Tokens and FLOPs of one forward and backward of the networks that are trained, each prompt once per group.
 
         A backward costs two forwards; one where all but adapters is frozen, since the weights' own gradients are not
         computed. What gradient checkpointing computes again is not charged.
@@ -214,15 +304,16 @@ class Learner:
         whole = 2 if self.models.policy.peft_model[0] is not None else 3  # in forwards
         completions = part.mask.sum(1)
         assert part.prompt_lengths is not None
-        lengths = (part.prompt_lengths + completions).long().tolist()
+        prompts, lengths = part.prompt_lengths.tolist(), completions.long().tolist()
+        groups = part.group_ids.tolist() if self.models.policy.takes_plans else range(len(prompts))
         tokens = int(completions.sum())
         if train_policy:
             self.trained_tokens += tokens
-            self.flops += whole * self.size.forward(lengths, tokens)
+            self.flops += whole * self.size.shared(prompts, groups, lengths, tokens)
         elif self.shared:
-            self.flops += self.size.forward(lengths, 0)
-        if self.critic is not None:
-            self.flops += whole * self.size.forward(lengths, 0)
+            self.flops += self.size.shared(prompts, groups, lengths, 0)
+        if critic:  # kept values had their forward when they were scored
+            self.flops += (whole - bool(self.kept)) * self.size.shared(prompts, groups, lengths, 0)
 
     def _observe(
         self, part: Batch, logp: Tensor, entropy: Tensor, sums: dict[str, float], ratios: list[tuple[float, float]]
@@ -259,8 +350,9 @@ class Learner:
 
         out: dict[str, float] = {"health/skipped_updates": float(skipped)}
         if seen["loss"]:
+            out["policy/loss"] = mean("loss")
+        if seen["entropy"]:  # of the tokens that were computed
             out |= {
-                "policy/loss": mean("loss"),
                 "policy/entropy": mean("entropy"),
                 "policy/ratio_mean": mean("ratio"),
                 "policy/ratio_min": min(seen["ratio_min"]),

@@ -118,7 +118,8 @@ def _train(cfg: Config, task: Task, policy: Policy, tokenizer: Any, progress: Ca
         total = float(batch.mask.sum())
 
         def losses(batch: Batch = batch, total: float = total) -> Any:
-            for rows in micro_batches(batch, torch.arange(len(batch.mask), device=policy.device), tokens):
+            every = torch.arange(len(batch.mask), device=policy.device)
+            for rows in micro_batches(batch, every, tokens, policy.takes_plans):
                 yield -policy.logp(layout(batch, rows), 1.0)[0].sum() / total
 
         descend(optimiser, losses(), progress=step / warm.steps)

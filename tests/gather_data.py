@@ -12,6 +12,7 @@ from grpo_bench.config import Config
 from grpo_bench.cost import Meter, Size
 from grpo_bench.rollout import Noise, Sampling
 from grpo_bench.tasks.grading import Grade
+from grpo_bench.tasks.overlap import Lazy
 from grpo_bench.types import Problem, Rollouts
 
 CPU = torch.device("cpu")
@@ -51,6 +52,9 @@ class Given:
         right = [problem.answer == text for problem, text in zip(problems, texts, strict=True)]
         return [Grade(ok, ok, text, True) for ok, text in zip(right, texts, strict=True)]
 
+    def grading(self, problems: list[Problem]) -> Lazy:
+        return Lazy(problems, self.grade)
+
 
 class Script:
     """An engine whose calls are answered from a list, each with texts; "$" ends an answer, one without is cut."""
@@ -61,7 +65,7 @@ class Script:
 
     def generate(
         self, policy: Any, tokenizer: Any, prompt_ids: list[list[int]], group_size: int, sampling: Sampling,
-        noise: Noise,
+        noise: Noise, progress: Any = None, ended: Any = None,
     ) -> Rollouts:  # fmt: skip
         shown = ["".join(map(chr, ids)) for ids in prompt_ids]
         self.calls.append((shown, group_size, sampling, noise))

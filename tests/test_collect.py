@@ -72,6 +72,8 @@ class Canned:
         group_size: int,
         sampling: Sampling,
         noise: Noise,
+        progress: Any = None,
+        ended: Any = None,
     ) -> Rollouts:
         self.seen = (sampling, noise)
         return Rollouts(prompt_ids, self.ids, self.texts, self.finished, group_size)

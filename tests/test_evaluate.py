@@ -10,7 +10,7 @@ from model_data import make
 
 from grpo_bench.evaluate import evaluate, flat, summarise
 from grpo_bench.policy import Policy
-from grpo_bench.rollout import Noise, Progress, Sampling
+from grpo_bench.rollout import Ended, Noise, Progress, Sampling
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.tasks import load_task
 from grpo_bench.tiny import tiny_model, tiny_tokenizer
@@ -108,6 +108,7 @@ class Engine:
         sampling: Sampling,
         noise: Noise,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> Rollouts:
         if progress is not None:
             progress(len(prompt_ids) * group_size)

@@ -18,6 +18,7 @@ from grpo_bench.rollout import make_engine
 from grpo_bench.run import one_step
 from grpo_bench.state import Parts, State
 from grpo_bench.tasks.grading import Grade
+from grpo_bench.tasks.overlap import Lazy
 from grpo_bench.tiny import tiny_model, tiny_tokenizer
 from grpo_bench.types import Problem
 from grpo_bench.update import Learner
@@ -37,6 +38,11 @@ class Numbered:
 
     def prompt(self, problem: Problem, tokenizer: Any) -> str:
         return problem.question
+
+    grades_aside = False
+
+    def grading(self, problems: list[Problem]) -> Lazy:
+        return Lazy(problems, self.grade)
 
     def grade(self, problems: list[Problem], texts: list[str]) -> list[Grade]:
         """Right or wrong by a coin that lies in the text, so that it does not hang on who asks, or when."""

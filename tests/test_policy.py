@@ -87,12 +87,29 @@ def test_scores_do_not_depend_on_micro_batches_or_padding(kind: str, critic: str
 def test_micro_batches_hold_each_row_once_within_the_limit() -> None:
     batch = batch_of(ragged(9, seed=2))
     assert batch.prompt_lengths is not None
-    lengths = batch.prompt_lengths + batch.mask.sum(1)
-    parts = list(micro_batches(batch, torch.arange(9), 24))
-    assert sorted(torch.cat(parts).tolist()) == list(range(9))
-    for part in parts:
-        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= 24  # padded to the longest row of the part
-    assert [len(p) for p in micro_batches(batch, torch.arange(9), 1)] == [1] * 9  # a row is never split
+    lengths = batch.prompt_lengths + batch.mask.sum(1).long()
+    for packed in (False, True):
+        parts = list(micro_batches(batch, torch.arange(9), 24, packed))
+        assert sorted(torch.cat(parts).tolist()) == list(range(9))
+        for part in parts:
+            cost = lengths[part].sum() if packed else len(part) * lengths[part].max()  # padded to the part's longest
+            assert len(part) == 1 or int(cost) <= 24
+        assert [len(p) for p in micro_batches(batch, torch.arange(9), 1, packed)] == [1] * 9  # a row is never split
+
+
+def test_packed_micro_batches_count_a_prompt_once_and_split_a_group_only_where_it_must() -> None:
+    # two groups of 3, prompts of 4 and 2 tokens, completions of 3, 1, 2 and 1, 1, 1: whole groups cost 4 + 6 = 10 and
+    # 2 + 3 = 5
+    rollouts = Rollouts([[1, 2, 3, 4], [5, 6]], [[7, 7, 7], [7], [7, 7], [8], [8], [8]], [""] * 6, [True] * 6, 3)
+    batch = batch_of(rollouts)
+
+    def parts(tokens: int) -> list[list[int]]:
+        return [p.tolist() for p in micro_batches(batch, torch.arange(6), tokens, packed=True)]
+
+    assert parts(15) == [[0, 1, 2, 3, 4, 5]]
+    assert parts(14) == [[0, 1, 2], [3, 4, 5]]
+    assert parts(8) == [[0, 1], [2], [3, 4, 5]]  # 4 + 3 + 1 = 8; then 4 + 2 = 6, and a group of 5 has no room beside it
+    assert parts(7) == [[0], [1, 2], [3, 4, 5]]  # 4 + 3; 4 + 1 + 2
 
 
 def test_rows_without_tokens_are_left_out_of_scoring() -> None:
@@ -267,6 +284,7 @@ def test_layout_moves_rows_to_the_left_edge() -> None:
     # prompts (5), (6 7); completions (8 9), (4): rows 5 8 9 and 6 7 4. The states that predict 8, 9 stand at 0, 1 of
     # row 0, the one that predicts 4 at 1 of row 1, which is 3 + 1 of the flat six.
     rows = layout(batch_of(Rollouts([[5], [6, 7]], [[8, 9], [4]], ["", ""], [True, True], 1)), torch.arange(2))
-    assert rows.ids.tolist() == [[5, 8, 9], [6, 7, 4]]
-    assert rows.positions.tolist() == [0, 1, 4]
+    ids, states = rows.padded
+    assert ids.tolist() == [[5, 8, 9], [6, 7, 4]]
+    assert states.tolist() == [0, 1, 4]
     assert rows.targets.tolist() == [8, 9, 4]

@@ -371,6 +371,7 @@ def test_a_backward_costs_one_forward_where_the_weights_are_frozen(
     batch = scored(cfg, models)
     learner.update(batch, step=1, progress=0.0)
     assert batch.prompt_lengths is not None
-    lengths, tokens = (batch.prompt_lengths + batch.mask.sum(1)).long().tolist(), int(batch.mask.sum())
-    once = learner.size.forward(lengths, tokens) + (learner.size.forward(lengths, 0) if models.critic else 0.0)
+    prompts, lengths = batch.prompt_lengths.tolist(), batch.mask.sum(1).long().tolist()
+    each = prompts, batch.group_ids.tolist(), lengths  # a group's prompt counts once
+    once = learner.size.shared(*each, sum(lengths)) + (learner.size.shared(*each, 0) if models.critic else 0.0)
     assert learner.flops == pytest.approx(forwards * once)

@@ -114,6 +114,12 @@ class Algorithm(Knobs, ABC):
         return self.kl.place == "loss" or self.needs_entropy or self.needs_critic
 
     @property
+    def credits_unscored(self) -> bool:
+        """Advantages follow from rewards alone: they can be computed before log-probs and values are."""
+        own = type(self).statistics is not Algorithm.statistics
+        return not (self.needs_critic or self.needs_old_logp or self.extra_rollouts == "branches" or own)
+
+    @property
     def whole_answer(self) -> bool:
         """The loss is one scalar per answer, broadcast over its tokens; it requires ``sequence_mean``."""
         return False

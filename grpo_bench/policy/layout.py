@@ -1,50 +1,72 @@
-"""How rows of a batch reach the models: prompt, completion, padding, from the left edge.
-
-A causal model needs no attention mask then, and positions start at 0 for every row. Algorithms see (B,T) only.
-"""
+"""How rows of a batch reach the models: packed, or padded where a model takes no plans. Algorithms see (B,T) only."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from grpo_bench.policy.packed import Packed, pack
 from grpo_bench.types import Batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """Some rows of a batch as the models read them: ids (b,L) padded on the right, and where completions stand.
+    """Some rows of a batch as the models read them.
 
-    ``positions`` (N,) are flat indices into (b·L) of the states that predict the N completion tokens ``targets`` (N,),
-    row by row; ``mask`` (b,T) is the batch's, on the same rows.
+    ``targets`` (n,) are the completion tokens, row by row; ``mask`` (b,T) is the batch's, on the same rows.
     """
 
-    ids: Tensor
-    positions: Tensor
-    targets: Tensor
+    tokens: Tensor  # (b,S), prompts padded on the left, completions on the right
+    prompt_lengths: Tensor  # (b,)
+    group_ids: Tensor  # (b,)
     mask: Tensor
+    targets: Tensor
+
+    @property
+    def _width(self) -> int:
+        return self.tokens.shape[1] - self.mask.shape[1]
+
+    @cached_property
+    def packed(self) -> Packed:
+        """Without padding, each prompt once."""
+        found, group = torch.unique(self.group_ids, return_inverse=True)
+        first = torch.full_like(found, len(group)).scatter_reduce_(
+            0, group, torch.arange(len(group), device=group.device), "amin"
+        )
+        width = self._width
+        prompts = [
+            self.tokens[row, width - length : width]
+            for row, length in zip(first.tolist(), self.prompt_lengths[first].tolist(), strict=True)
+        ]
+        return pack(prompts, group, self.tokens[:, width:], self.mask.sum(1).long())
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(b,L) ids from the left edge, and flat indices (n,) into b·L of the states that predict the targets.
+
+        A causal model needs no attention mask then, and positions start at 0 for every row.
+        """
+        width, device = self._width, self.tokens.device
+        longest = int((self.prompt_lengths + self.mask.sum(1).long()).max())
+        columns = torch.arange(longest, device=device)[None, :] + (width - self.prompt_lengths)[:, None]
+        ids = self.tokens.gather(1, columns.clamp(max=self.tokens.shape[1] - 1))
+        t = torch.arange(self.mask.shape[1], device=device)[None, :]
+        first = torch.arange(len(self.mask), device=device)[:, None] * longest + self.prompt_lengths[:, None] - 1
+        return ids, (first + t)[self.mask.bool()]
 
 
 def layout(batch: Batch, rows: Tensor) -> Layout:
-    """The rows' prompts and masked tokens, moved to the left edge and cut to the longest of them."""
-    mask = batch.mask[rows]
-    tokens = batch.tokens[rows]
+    """The rows' prompts and masked tokens."""
+    mask, tokens = batch.mask[rows], batch.tokens[rows]
     width = tokens.shape[1] - mask.shape[1]
-    device = tokens.device
     prompts = batch.prompt_lengths[rows] if batch.prompt_lengths is not None else torch.full_like(rows, width)
-    lengths = mask.sum(1).long()
-    longest = int((prompts + lengths).max())
-    columns = torch.arange(longest, device=device)[None, :] + (width - prompts)[:, None]
-    ids = tokens.gather(1, columns.clamp(max=tokens.shape[1] - 1))
-    on = mask.bool()
-    t = torch.arange(mask.shape[1], device=device)[None, :]
-    first = torch.arange(len(rows), device=device)[:, None] * longest + prompts[:, None] - 1
-    return Layout(ids, (first + t)[on], tokens[:, width:][on], mask)
+    return Layout(tokens, prompts, batch.group_ids[rows], mask, tokens[:, width:][mask.bool()])
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """(N,) values of the masked tokens, row by row -> (b,T), zero outside the mask."""
+    """(n,) values of the masked tokens, row by row -> (b,T), zero outside the mask."""
     out = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
     return out.masked_scatter(mask.bool(), flat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,13 +21,30 @@ def share_of_memory(device: torch.device, share: float, cpu: int) -> int:
     return int(share * torch.cuda.get_device_properties(device).total_memory)
 
 
+def is_out_of_memory(e: BaseException) -> bool:
+    """Whether a GPU's or the CPU's allocator had no more: torch has a class for the one and a text for the other."""
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """UserError instead of torch's OutOfMemoryError; as ``with memory_errors():`` or ``@memory_errors()``."""
+    """UserError instead of an allocator's error; as ``with memory_errors():`` or ``@memory_errors()``."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(e):
+            raise
         raise UserError(
-            "the GPU is out of memory; set a smaller rollout.batch_size (sampling) or micro_batch_tokens (update), "
+            "out of memory; set a smaller rollout.batch_size (sampling) or micro_batch_tokens (update), "
             "or model.gradient_checkpointing=true"
         ) from None
+
+
+def smaller(tokens: int, e: BaseException) -> int:
+    """Half of the micro-batches that ran out of memory; the error again where there is nothing left to halve."""
+    if tokens <= 1:
+        raise e
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    print(f"out of memory: micro-batches of {tokens // 2} instead of {tokens} tokens from here on", file=sys.stderr)
+    return tokens // 2

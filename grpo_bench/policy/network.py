@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from grpo_bench.policy import norms
+from grpo_bench.policy.attention import install, planned
+from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
+from grpo_bench.policy.packed import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,9 +31,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
+        norms.install(model)
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
         with self.autocast():  # a reference may hold weights in ``dtype``
             self.head_is_plain = _head_matches(model)
+            self.takes_plans = _plans_match(model)
+        self.head_is_linear = self.head_is_plain and _is_linear_head(model)
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +83,13 @@ class Policy(nn.Module):
     def states(self, rows: Layout) -> Tensor:
         """(N,h): the states that predict the rows' completion tokens."""
         with self.autocast(), self._recomputing():
-            hidden = self.trunk(input_ids=rows.ids, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)[rows.positions]
+            if self.takes_plans:
+                packed = rows.packed
+                hidden = self.trunk(input_ids=packed.ids[None], **planned(packed, packed.positions)).last_hidden_state
+                return packed.states_of(hidden[0])
+            ids, positions = rows.padded
+            hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[positions]
 
     def logp(
         self, rows: Layout, temperature: float, states: Tensor | None = None, entropy_grad: bool = False
@@ -88,10 +100,17 @@ class Policy(nn.Module):
         """
         if not self.head_is_plain:
             with self.autocast(), self._recomputing():
-                full = self.model(input_ids=rows.ids, use_cache=False).logits
-            logp, entropy = _select(widen(full.flatten(0, 1)[rows.positions]), rows.targets, temperature, entropy_grad)
+                ids, positions = rows.padded
+                full = self.model(input_ids=ids, use_cache=False).logits
+            logp, entropy = _select(widen(full.flatten(0, 1)[positions]), rows.targets, temperature, entropy_grad)
             return spread(logp, rows.mask), spread(entropy, rows.mask)
         states = self.states(rows) if states is None else states
+
+        head = self.model.get_output_embeddings()
+        if self.head_is_linear and not (entropy_grad and torch.is_grad_enabled()):
+            with self.autocast():
+                logp, entropy = head_logp(states, head.weight, rows.targets, temperature)
+            return spread(logp, rows.mask), spread(entropy, rows.mask)
 
         def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             with self.autocast():
@@ -126,6 +145,13 @@ class Policy(nn.Module):
         tokenizer.save_pretrained(folder)
 
 
+def _is_linear_head(model: PreTrainedModel) -> bool:
+    """Whether logits are one product with the head's weight and nothing else."""
+    head, config = model.get_output_embeddings(), model.config
+    more = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    return type(head) is nn.Linear and head.bias is None and all(getattr(config, name, None) is None for name in more)
+
+
 def widen(x: Tensor) -> Tensor:
     """At least fp32: bf16 is too coarse to sum over a vocabulary; float64 stays what it is."""
     return x if x.dtype == torch.float64 else x.float()
@@ -155,3 +181,30 @@ def _head_matches(model: PreTrainedModel) -> bool:
     nn.Module.__init__(probe)
     probe.model = model
     return bool(torch.allclose(probe.logits(hidden[0]), widen(own[0]), atol=1e-3, rtol=1e-3))
+
+
+@torch.no_grad()
+def _plans_match(model: PreTrainedModel) -> bool:
+    """Whether two completions packed behind their prompt get the states that they get alone.
+
+    Asked of the model itself: a layer that mixes tokens other than by attention, or an attention that is not
+    transformers', shows here and the padded forward is used.
+    """
+    if not install(model):
+        return False
+    device = next(model.parameters()).device
+    words = torch.arange(1, 13, device=device) % model.config.get_text_config().vocab_size
+    prompt, first, second = words[:4], words[4:9], words[9:]
+    rows = torch.zeros(2, 5, dtype=torch.long, device=device)
+    rows[0], rows[1, :3] = first, second
+    packed = pack([prompt], torch.zeros(2, dtype=torch.long, device=device), rows, torch.tensor([5, 3], device=device))
+    try:
+        both = model.base_model(input_ids=packed.ids[None], **planned(packed, packed.positions)).last_hidden_state[0]
+        alone = [
+            model.base_model(input_ids=torch.cat([prompt, own])[None], use_cache=False).last_hidden_state[0, 3:-1]
+            for own in (first, second)
+        ]
+    except (TypeError, AttributeError, ValueError, KeyError, NotImplementedError, RuntimeError):
+        return False
+    tolerance = 0.1 if both.dtype == torch.bfloat16 or torch.is_autocast_enabled(device.type) else 1e-3
+    return bool(torch.allclose(both[packed.states].float(), torch.cat(alone).float(), atol=tolerance, rtol=tolerance))

@@ -9,54 +9,99 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from grpo_bench.policy.critic import Critic
+from grpo_bench.policy.head import KEPT_ELEMENTS
 from grpo_bench.policy.layout import layout
 from grpo_bench.policy.load import Models
-from grpo_bench.policy.memory import memory_errors, share_of_memory
+from grpo_bench.policy.memory import share_of_memory
 from grpo_bench.policy.network import LOGIT_ELEMENTS, Policy
 from grpo_bench.types import Batch
 
 ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
-ACTIVATION_BYTES = 4 * 2**30  # on a CPU
-LOGIT_BYTES = 28  # per logit: bf16 and fp32 logits, probabilities, their product, and the gradients of these
+ACTIVATION_BYTES = 2 * 2**30  # on a CPU
+TOKEN_BYTES = 80  # per token, layer and hidden unit: measured, fp32 or autocast (which keeps the residual stream fp32)
+LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
 
 
-def micro_batch_tokens(policy: Policy, configured: int | None) -> int:
-    """Padded tokens of one forward with gradients: as configured, else what a fixed share of memory holds.
+def memory_tokens(policy: Policy) -> int:
+    """Tokens whose activations a fixed share of memory holds.
 
-    About 34 bytes per token, layer and hidden unit in bf16 (Korthikanti et al. 2022, arXiv:2205.05198, §4.1), twice
-    that in fp32, beside the logits: of one chunk, or of every token where the head cannot be split. A function of model
-    and device alone, so that a resumed run splits its batches the same way.
+    Korthikanti et al. 2022 (arXiv:2205.05198, §4.1) count 34 bytes per token, layer and hidden unit when all is 16 bit;
+    ``TOKEN_BYTES`` is what this program's forward keeps. Beside them the logits: probabilities of one chunk, or all of
+    every token where the head cannot be split. A function of model and device alone, so that a resumed run splits its
+    batches the same way.
     """
-    if configured is not None:
-        return configured
     config = policy.model.config.get_text_config()
-    width = 2 if policy.dtype == torch.float32 else 1
     memory = share_of_memory(policy.device, ACTIVATION_SHARE, ACTIVATION_BYTES)
-    per_token = 34 * width * config.hidden_size * config.num_hidden_layers
-    if policy.head_is_plain:
+    per_token = TOKEN_BYTES * config.hidden_size * config.num_hidden_layers
+    if policy.head_is_linear:
+        memory -= 4 * KEPT_ELEMENTS
+    elif policy.head_is_plain:
         memory -= LOGIT_BYTES * LOGIT_ELEMENTS
     else:
         per_token += LOGIT_BYTES * config.vocab_size
-    fits = memory // per_token
-    return max(min(fits, CPU_TOKENS) if policy.device.type == "cpu" else fits, 1)
+    return max(memory // per_token, 1)
 
 
-def micro_batches(batch: Batch, rows: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Split rows into parts of at most ``tokens`` padded tokens (at least one row), rows of like length together."""
+def micro_batch_tokens(policy: Policy, configured: int | None) -> int:
+    """Tokens of one forward with gradients: as configured, else what memory holds, on a CPU no more than its caches."""
+    if configured is not None:
+        return configured
+    fits = memory_tokens(policy)
+    return min(fits, CPU_TOKENS) if policy.device.type == "cpu" else fits
+
+
+def micro_batches(batch: Batch, rows: Tensor, tokens: int, packed: bool) -> Iterator[Tensor]:
+    """Split rows into parts that cost at most ``tokens`` of a forward (at least one row), longest first.
+
+    ``packed``: a prompt costs once for all rows of its group in a part, so groups stay together where they fit; else
+    each row costs as much as the longest of its part.
+    """
     width = batch.tokens.shape[1] - batch.mask.shape[1]
-    lengths = batch.mask[rows].sum(1).long()
-    lengths = lengths + (batch.prompt_lengths[rows] if batch.prompt_lengths is not None else width)
+    sizes = batch.mask[rows].sum(1).long()
+    prompts = batch.prompt_lengths[rows] if batch.prompt_lengths is not None else torch.full_like(sizes, width)
+    if packed:
+        for part in _fill(batch.group_ids[rows].tolist(), prompts.tolist(), sizes.tolist(), tokens):
+            yield rows[torch.tensor(part, device=rows.device)]
+        return
+    lengths = sizes + prompts
     order = torch.argsort(lengths, descending=True, stable=True)
-    sizes = lengths[order].tolist()
+    longest = lengths[order].tolist()
     start = 0
-    while start < len(sizes):
-        count = max(tokens // max(sizes[start], 1), 1)
+    while start < len(longest):
+        count = max(tokens // max(longest[start], 1), 1)
         yield rows[order[start : start + count]]
         start += count
 
 
-@memory_errors()
+def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) -> Iterator[list[int]]:
+    """Places of the rows of each part: groups whole where they fit, their prompts counted once."""
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    part: list[int] = []
+    spent = 0
+    for group in sorted(members.values(), key=lambda g: -(prompts[g[0]] + sum(sizes[i] for i in g))):
+        prompt = prompts[group[0]]
+        whole = prompt + sum(sizes[i] for i in group)
+        if part and spent + whole > tokens:
+            yield part
+            part, spent = [], 0
+        if whole <= tokens:
+            part, spent = part + group, spent + whole
+            continue
+        spent = prompt
+        for i in group:
+            if part and spent + sizes[i] > tokens:
+                yield part
+                part, spent = [], prompt
+            part.append(i)
+            spent += sizes[i]
+    if part:
+        yield part
+
+
 @torch.no_grad()
 def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool) -> Batch:
     """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T)."""
@@ -65,7 +110,9 @@ def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bo
     dtype = next(models.policy.parameters()).dtype  # of the master weights, whatever is computed in
     out = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("old_logp", "ref_logp", "values")}
     shared = models.critic is not None and models.critic.trunk is None
-    for rows in micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), tokens):
+    live = batch.mask.any(1).nonzero().squeeze(-1)
+    needed = old or reference or (values and models.critic is not None)
+    for rows in micro_batches(batch, live, tokens, models.policy.takes_plans) if needed else ():
         part = layout(batch, rows)
         states = models.policy.states(part) if old or (values and shared) else None
         if old:
@@ -81,3 +128,9 @@ def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bo
         ref_logp=out["ref_logp"] if reference else None,
         values=out["values"] if values else batch.values,  # those that branches gave stay
     )
+
+
+def live_values(batch: Batch, critic: Critic, tokens: int, packed: bool) -> list[tuple[Tensor, Tensor]]:
+    """A separate critic's values with their graphs: (rows, (b,T) values) of each part of the batch."""
+    live = batch.mask.any(1).nonzero().squeeze(-1)
+    return [(rows, critic.values(layout(batch, rows))) for rows in micro_batches(batch, live, tokens, packed)]

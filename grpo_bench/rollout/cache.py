@@ -1,60 +1,52 @@
-"""A KV cache layer with room for the whole answer, so that a decode step writes in place instead of copying."""
+"""Keys and values of a rollout: a prompt's once for all of its group, and each row's own tokens beside them."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
-    """transformers' dynamic layer, but its buffers hold ``capacity`` positions from the start of decoding."""
+@dataclass(slots=True)
+class LayerCache:
+    """Buffers of one layer; a row's token t (t = 0 is its first sampled one) stands at own[:, :, t]."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        assert self._keys is not None
-        assert self._values is not None
-        self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
-        return self.keys, self.values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        new = key_states.shape[-2]
-        if self._keys is None or self._values is None:  # the prompt: kept at its own size until rows are selected
-            self._keys, self._values = key_states, value_states
-        else:
-            self._keys[:, :, self.length : self.length + new] = key_states
-            self._values[:, :, self.length : self.length + new] = value_states
-        self.length += new
-        return self._show()
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep (or repeat) rows, in buffers of full capacity."""
-        assert self._keys is not None
-        assert self._values is not None
-
-        def select(x: Tensor) -> Tensor:
-            out = torch.empty(len(indices), x.shape[1], self.capacity, x.shape[3], dtype=x.dtype, device=x.device)
-            out[:, :, : self.length] = x[indices, :, : self.length]
-            return out
-
-        self._keys, self._values = select(self._keys), select(self._values)
-        self._show()
+    prompt_keys: Tensor  # (prompts,K,S,d)
+    prompt_values: Tensor
+    own_keys: Tensor  # (rows,K,T,d)
+    own_values: Tensor
 
 
-def make_cache(config: Any, capacity: int) -> Cache:
-    """A cache for a model: with room where every layer attends to everything, else transformers' own."""
-    config = config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None:
-        return Cache(layers=[RoomyLayer(capacity) for _ in range(config.num_hidden_layers)])
-    return DynamicCache(config=config)
+class SharedPrefixCache:
+    """Places for ``prompts`` prompts of at most ``width`` tokens and for ``rows`` completions of at most ``length``.
+
+    Made once per rollout, written in place; a layer's buffers are made when its first prompts come, which tell heads
+    and widths. All zero at first: places never written are masked, and a masked NaN would still be one.
+    """
+
+    def __init__(self, prompts: int, width: int, rows: int, length: int) -> None:
+        self.prompts, self.width, self.rows, self.length = prompts, width, rows, length
+        self.layers: dict[int, LayerCache] = {}
+
+    def put_prompts(self, layer: int, first: int, keys: Tensor, values: Tensor) -> None:
+        """Write (P,K,S,d) keys and values of prompts to the places from ``first`` on."""
+        if layer not in self.layers:
+            self.layers[layer] = LayerCache(
+                *(x.new_zeros(self.prompts, x.shape[1], self.width, x.shape[3]) for x in (keys, values)),
+                *(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in (keys, values)),
+            )
+        held = self.layers[layer]
+        held.prompt_keys[first : first + len(keys), :, : keys.shape[2]] = keys
+        held.prompt_values[first : first + len(values), :, : values.shape[2]] = values
+
+    def move_rows(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first ``length`` own tokens of rows to other places."""
+        for held in self.layers.values():
+            for x in (held.own_keys, held.own_values):
+                x[target, :, :length] = x[source, :, :length]
+
+    def move_prompts(self, source: Tensor, target: Tensor) -> None:
+        """Copy prompts to other places."""
+        for held in self.layers.values():
+            for x in (held.prompt_keys, held.prompt_values):
+                x[target] = x[source]

@@ -25,17 +25,31 @@ def finish(
     tokenizer: Any,
     policy: Policy,
     sampling: Sampling,
+    logps: list[list[float]] | None = None,
 ) -> Rollouts:
     """Cut each completion after its first end token or stop string, and say whether it ended by itself.
 
     A row ended by a stop string keeps the token that completes the string, and its text ends before the string.
+    ``logps`` are the sampler's, of the tokens before the cut; with ``ignore_end`` nothing is cut and nothing finished.
     """
-    ends = end_tokens(tokenizer, policy)
+    ids, texts, finished = cut(completions, tokenizer, end_tokens(tokenizer, policy), sampling)
+    if logps is not None:
+        logps = [own[: len(kept)] for own, kept in zip(logps, ids, strict=True)]
+    return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
+
+
+def cut(
+    completions: list[list[int]], tokenizer: Any, ends: set[int], sampling: Sampling
+) -> tuple[list[list[int]], list[str], list[bool]]:
+    """The completions as ``finish`` leaves them: ids, texts, whether each ended by itself."""
+    if sampling.ignore_end:
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return completions, texts, [False] * len(completions)
     ids, finished = [], []
     for completion in completions:
-        cut = next((i + 1 for i, token in enumerate(completion) if token in ends), None)
-        ids.append(completion[:cut])
-        finished.append(cut is not None)
+        end = next((i + 1 for i, token in enumerate(completion) if token in ends), None)
+        ids.append(completion[:end])
+        finished.append(end is not None)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     for i, text in enumerate(texts):
         if any(s in text for s in sampling.stop):
@@ -43,7 +57,20 @@ def finish(
             finished[i] = True
             whole = tokenizer.decode(ids[i], skip_special_tokens=True)
             texts[i] = whole[: min(at for s in sampling.stop if (at := whole.find(s)) >= 0)]
-    return Rollouts(prompt_ids, ids, texts, finished, group_size)
+    return ids, texts, finished
+
+
+def stopped(tokenizer: Any, completions: list[list[int]], new: int, stop: tuple[str, ...]) -> list[int]:
+    """Which completions hold a stop string that their last ``new`` tokens completed.
+
+    Only ends are decoded, and whole texts only where an end holds a string: a text may begin otherwise than its parts.
+    A string spread over very many tokens may be missed; ``cut`` finds where each truly ends.
+    """
+    tail = new + max(len(s.encode()) for s in stop)  # a token of less than a byte does not count
+    texts = tokenizer.batch_decode([ids[-tail:] for ids in completions], skip_special_tokens=True)
+    likely = [i for i, text in enumerate(texts) if any(s in text for s in stop)]
+    whole = tokenizer.batch_decode([completions[i] for i in likely], skip_special_tokens=True) if likely else []
+    return [i for i, text in zip(likely, whole, strict=True) if any(s in text for s in stop)]
 
 
 def _tokens_until_stop(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> int:

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from grpo_bench.policy import Policy, memory_errors
-from grpo_bench.rollout import Progress, Sampling
-from grpo_bench.rollout.finish import end_tokens, finish
-from grpo_bench.rollout.native import choose
+from grpo_bench.rollout import Ended, Progress, Sampling
+from grpo_bench.rollout.finish import cut, end_tokens
 from grpo_bench.rollout.noise import Noise
+from grpo_bench.rollout.sampling import draw
 from grpo_bench.types import Rollouts
 
 
@@ -34,14 +34,19 @@ def _own_rules_off(model: Any) -> Iterator[None]:
 
 
 class Draw(LogitsProcessor):
-    """Leaves each row the one word that its random number draws, so that a greedy search takes it."""
+    """Leaves each row the one word that its random number draws, so that a greedy search takes it.
+
+    ``logps`` has an entry (b,) per token: the log-probs of what was drawn.
+    """
 
     def __init__(self, sampling: Sampling, uniforms: Tensor, width: int) -> None:
         self.sampling, self.uniforms, self.width = sampling, uniforms, width
+        self.logps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(b, width + t) ids, (b,V) logits -> (b,V): 0 for the token drawn, −inf for the others."""
-        tokens = choose(scores, self.sampling, self.uniforms[:, input_ids.shape[1] - self.width])
+        tokens, logps = draw(scores, self.sampling, self.uniforms[:, input_ids.shape[1] - self.width])
+        self.logps.append(logps)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
@@ -69,38 +74,46 @@ class HFEngine:
         sampling: Sampling,
         noise: Noise,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> Rollouts:
         """See ``Engine``."""
         model: Any = policy.model
         rows = [prompt for prompt in prompt_ids for _ in range(group_size)]
         most = [sampling.limit(p) for p in range(len(prompt_ids)) for _ in range(group_size)]
-        ends = sorted(end_tokens(tokenizer, policy))
-        completions: list[list[int]] = [[] for _ in rows]
+        ends = set() if sampling.ignore_end else end_tokens(tokenizer, policy)
+        stop = [] if sampling.ignore_end else list(sampling.stop)
+        ids: list[list[int]] = [[]] * len(rows)
+        logps: list[list[float]] = [[]] * len(rows)
+        texts, finished = [""] * len(rows), [False] * len(rows)
         done = 0
         for places in self._batches(most):
             part, length = [rows[i] for i in places], most[places[0]]
             width = max(map(len, part))
-            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=policy.device)
+            padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=policy.device)
             visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
-            processors = LogitsProcessorList()
+            uniforms = np.zeros((len(places), length))
             if sampling.temperature > 0:
-                drawn = [noise.uniforms(i, length) for i in places]
-                processors.append(Draw(sampling, torch.from_numpy(np.stack(drawn)).to(policy.device), width))
+                uniforms = np.stack([noise.uniforms(i, length) for i in places])
+            drawing = Draw(sampling, torch.from_numpy(uniforms).to(policy.device), width)
             with policy.autocast(), _own_rules_off(model):
                 out = model.generate(
-                    input_ids=ids,
+                    input_ids=padded,
                     attention_mask=visible,
                     max_new_tokens=length,
-                    eos_token_id=ends,
-                    pad_token_id=ends[0],  # rows are cut at their first end token, padding after it is never read
-                    stop_strings=list(sampling.stop) or None,
+                    eos_token_id=sorted(ends) or None,
+                    pad_token_id=min(ends, default=0),  # behind a row's first end token, where it is cut
+                    stop_strings=stop or None,
                     tokenizer=tokenizer,
                     do_sample=False,
-                    logits_processor=processors,
+                    logits_processor=LogitsProcessorList([drawing]),
                 )
-            for i, completion in zip(places, out[:, width:].tolist(), strict=True):
-                completions[i] = completion
+            parts = cut(out[:, width:].tolist(), tokenizer, ends, sampling)
+            scores = torch.stack(drawing.logps, dim=1).tolist()
+            for i, own, text, end, score in zip(places, *parts, scores, strict=True):
+                ids[i], texts[i], finished[i], logps[i] = own, text, end, score[: len(own)]
+                if ended is not None:
+                    ended(i, text, end)
             done += len(places)
             if progress is not None:
                 progress(done)
-        return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)
+        return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)

@@ -1,7 +1,12 @@
-"""The default engine: prompts are prefilled once per group, finished rows leave, sampling is one pass over logits."""
+"""The default engine: each prompt computed once for its group, rows that end make room for rows that wait."""
 
 from __future__ import annotations
 
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,44 +15,42 @@ from torch import Tensor
 
 from grpo_bench.policy import Policy, memory_errors
 from grpo_bench.policy.memory import share_of_memory
-from grpo_bench.rollout import Progress, Sampling
-from grpo_bench.rollout.cache import make_cache
-from grpo_bench.rollout.finish import end_tokens, finish
+from grpo_bench.rollout import Ended, Progress, Sampling
+from grpo_bench.rollout.decode import LEAVE_SHARE, Decoder
+from grpo_bench.rollout.finish import cut, end_tokens, stopped
+from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.noise import Noise
+from grpo_bench.rollout.probe import why_no_plans
+from grpo_bench.rollout.weights import SamplingCopy, needs_copy
 from grpo_bench.types import Rollouts
 
-CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what ``choose`` works on
+CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what choosing tokens works on
 CACHE_BYTES = 2 * 2**30  # the same on a CPU
-CHOICE_BYTES = 28  # per logit in ``choose``: logits twice and softmax in fp32, softmax and its sum in fp64
-STOP_EVERY = 8  # tokens between looks for a stop string
-
-
-def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """(b,V) logits and (b,) uniforms -> (b,) tokens, by inverting the cumulative distribution.
-
-    Exact sampling with one random number per token; summed in float64, since fp32 sums over 10^5 words lose the tail.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, index = logits.sort(dim=-1, descending=True)
-        probs = torch.softmax(ordered, dim=-1)
-        outside = (probs.cumsum(-1) - probs) >= sampling.top_p  # the word that crosses top_p stays
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), -torch.inf)
-    cumulative = torch.softmax(logits, dim=-1).double().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+CHOICE_BYTES = 28  # per logit in choosing: logits twice and weights, with top_p also sorted, with indices and sums
+ENTER_SHARE = 4  # rows that wait enter when one in so many places is free: prompts are cheaper together
+STOP_EVERY = 8  # steps between looks for a stop string
+LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between looks for rows that ended: a GPU must be waited for
 
 
 class NativeEngine:
-    """Batched decoding through transformers' own modules and cache interface."""
+    """Batched decoding through transformers' own modules, with attention and cache of its own.
 
-    def __init__(self, batch_size: int | None) -> None:
-        self.batch_size = batch_size
+    ``dtype`` is what sampling computes in (None: what the policy does); where that is lower than the weights'
+    precision, a copy of the model is kept in it. ``cuda_graph`` replays captured steps on a GPU; ``static`` uses their
+    shapes without capturing.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None,
+        dtype: torch.dtype | None = None,
+        cuda_graph: bool = True,
+        static: bool = False,
+    ) -> None:
+        self.batch_size, self.dtype, self.cuda_graph, self.static = batch_size, dtype, cuda_graph, static
+        self._reasons: weakref.WeakKeyDictionary[Policy, str | None] = weakref.WeakKeyDictionary()
+        self._copies: weakref.WeakKeyDictionary[Policy, SamplingCopy] = weakref.WeakKeyDictionary()
+        self._kept: tuple[Any, Decoder] | None = None  # with its captured steps, for a rollout of the same sizes
 
     def rows_at_once(self, policy: Policy, positions: int) -> int:
         """Completions decoded together: as configured, else as many as the cache's share of memory holds."""
@@ -56,7 +59,7 @@ class NativeEngine:
         config = policy.model.config.get_text_config(decoder=True)
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = torch.finfo(policy.dtype).bits // 8
+        width = torch.finfo(self.dtype or policy.dtype).bits // 8
         row = 2 * config.num_hidden_layers * heads * head * width * positions + CHOICE_BYTES * config.vocab_size
         return max(share_of_memory(policy.device, CACHE_SHARE, CACHE_BYTES) // row, 1)
 
@@ -71,106 +74,125 @@ class NativeEngine:
         sampling: Sampling,
         noise: Noise,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> Rollouts:
         """See ``Engine``."""
+        if not self._takes_plans(policy):
+            plain = HFEngine(self.batch_size)
+            return plain.generate(policy, tokenizer, prompt_ids, group_size, sampling, noise, progress, ended)
         total = len(prompt_ids) * group_size
-        longest = max(len(prompt) + sampling.limit(p) for p, prompt in enumerate(prompt_ids))
-        limit = self.rows_at_once(policy, longest)
-        # longest prompts first: little padding within a batch, and too large a batch fails at once, not late
-        order = sorted(range(total), key=lambda row: (-len(prompt_ids[row // group_size]), row))
-        completions: list[list[int]] = [[] for _ in range(total)]
-        for start in range(0, total, limit):
-            rows = order[start : start + limit]
-            prompts = list(dict.fromkeys(row // group_size for row in rows))
-            member_of = [prompts.index(row // group_size) for row in rows]
-
-            def told(done: int, earlier: int = start) -> None:
-                assert progress is not None
-                progress(earlier + done)
-
-            with policy.autocast():
-                ids = self._decode(
-                    policy, tokenizer, [prompt_ids[p] for p in prompts], [sampling.limit(p) for p in prompts],
-                    member_of, rows, sampling, noise, None if progress is None else told,
-                )  # fmt: skip
-            for row, completion in zip(rows, ids, strict=True):
-                completions[row] = completion
-        return finish(prompt_ids, completions, group_size, tokenizer, policy, sampling)
-
-    def _decode(
-        self,
-        policy: Policy,
-        tokenizer: Any,
-        prompts: list[list[int]],
-        limits: list[int],
-        member_of: list[int],
-        rows: list[int],
-        sampling: Sampling,
-        noise: Noise,
-        progress: Progress | None,
-    ) -> list[list[int]]:
-        device = policy.device
-        width, length = max(map(len, prompts)), max(limits)
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        padded = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
-        visible = torch.arange(width, device=device)[None] >= width - lengths[:, None]
-        even = bool(visible.all())  # prompts of one length need no attention mask
-        positions = (visible.long().cumsum(1) - 1).clamp(min=0)
-        cache = make_cache(policy.model.config, width + length)
-        hidden = policy.trunk(
-            input_ids=padded,
-            attention_mask=None if even else visible.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        members = torch.tensor(member_of, device=device)
-        most = torch.tensor(limits, device=device)[members]
-        cache.batch_select_indices(members)
-        hidden, lengths, visible = hidden[members], lengths[members], visible[members].long()
+        ends = set() if sampling.ignore_end else end_tokens(tokenizer, policy)
+        decoder = self._decoder(policy, prompt_ids, total, sampling, ends)
+        uniforms = None
         if sampling.temperature > 0:
-            uniforms = torch.from_numpy(np.stack([noise.uniforms(row, length) for row in rows])).to(device)
-        else:
-            uniforms = torch.zeros(len(rows), length, dtype=torch.float64, device=device)
-        ends = torch.tensor(sorted(end_tokens(tokenizer, policy)), device=device)
-        out = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-        counts = torch.zeros(len(rows), dtype=torch.long, device=device)
-        active = torch.arange(len(rows), device=device)  # rows of ``out`` that the cache still holds
-        running = torch.ones(len(rows), dtype=torch.bool, device=device)
-        alive = len(rows)
-        for t in range(length):
-            tokens = choose(policy.logits(hidden), sampling, uniforms[active, t])
-            out[active, t] = tokens
-            counts[active] += running.long()
-            running &= ~torch.isin(tokens, ends) & (most > t + 1)
-            if sampling.stop and (t + 1) % STOP_EVERY == 0:
-                running &= ~self._stopped(tokenizer, out[active, : t + 1], running, sampling.stop)
-            before, alive = alive, int(running.sum())
-            over = alive == 0 or t == length - 1
-            if progress is not None and (alive < before or over):
-                progress(len(rows) - (0 if over else alive))
-            if over:
-                break
-            if alive <= 0.75 * len(active):
-                keep = running.nonzero().squeeze(-1)
-                cache.batch_select_indices(keep)
-                active, tokens, lengths, visible = active[keep], tokens[keep], lengths[keep], visible[keep]
-                running, most = running[keep], most[keep]
-            attention = None
-            if not even:
-                visible = torch.cat([visible, visible.new_ones(len(active), 1)], dim=1)
-                attention = visible
-            hidden = policy.trunk(
-                input_ids=tokens[:, None],
-                attention_mask=attention,
-                position_ids=(lengths + most.clamp(max=t + 1) - 1)[:, None],  # rows that ended reach no further
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-        return [row[:n] for row, n in zip(out.tolist(), counts.tolist(), strict=True)]
+            drawn = np.stack([noise.uniforms(row, sampling.max_new_tokens) for row in range(total)])
+            uniforms = torch.from_numpy(drawn).to(policy.device)
+        decoder.begin(uniforms)
+        ids: list[list[int]] = [[]] * total
+        logps: list[list[float]] = [[]] * total
+        texts, finished = [""] * total, [False] * total
+        done = 0
+        for rows, tokens, scores in _decode(decoder, tokenizer, prompt_ids, group_size, sampling):
+            for row, own, score, text, end in zip(rows, *_told(tokens, scores, tokenizer, ends, sampling), strict=True):
+                ids[row], logps[row], texts[row], finished[row] = own, score, text, end
+                if ended is not None:
+                    ended(row, text, end)
+            done += len(rows)
+            if progress is not None:
+                progress(done)
+        if decoder.captured is None:
+            self._kept = None  # without captured steps a new one costs nothing, and the cache is large
+        return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
 
-    @staticmethod
-    def _stopped(tokenizer: Any, tokens: Tensor, running: Tensor, stop: tuple[str, ...]) -> Tensor:
-        """(b,) rows whose text holds a stop string; where it exactly ends is for ``finish`` to find."""
-        texts = tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
-        return torch.tensor([any(s in text for s in stop) for text in texts], device=running.device)
+    def _takes_plans(self, policy: Policy) -> bool:
+        if policy not in self._reasons:
+            self._reasons[policy] = reason = why_no_plans(policy)
+            if reason is not None:
+                kind = type(policy.model).__name__
+                print(f"rollout: native cannot sample from {kind} ({reason}); hf does it", file=sys.stderr)
+        return self._reasons[policy] is None
+
+    def _sampled(self, policy: Policy) -> Policy:
+        """What is sampled from, up to date."""
+        dtype = self.dtype or policy.dtype
+        if not needs_copy(policy, dtype):
+            return policy
+        if policy not in self._copies:
+            self._copies[policy] = SamplingCopy(policy, dtype)
+        else:
+            self._copies[policy].refresh()
+        return self._copies[policy].policy
+
+    def _decoder(
+        self, policy: Policy, prompts: list[list[int]], total: int, sampling: Sampling, ends: set[int]
+    ) -> Decoder:
+        """Room for this rollout; that of the one before where the sizes are the same."""
+        sampled = self._sampled(policy)
+        width = max(map(len, prompts))
+        longest = max(len(prompt) + sampling.limit(p) for p, prompt in enumerate(prompts))
+        rows = min(self.rows_at_once(policy, longest), total)
+        static = self.static or (self.cuda_graph and policy.device.type == "cuda")
+        places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
+        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total)
+        if self._kept is not None and self._kept[0] == key and self._kept[1].cache.width >= width:
+            return self._kept[1]
+        self._kept = None  # its memory goes before the next one takes as much
+        decoder = Decoder(sampled, sampling, ends, rows, places, width, total, static)
+        self._kept = (key, decoder)
+        return decoder
+
+
+def _told(
+    tokens: list[list[int]], scores: list[list[float]], tokenizer: Any, ends: set[int], sampling: Sampling
+) -> tuple[list[list[int]], list[list[float]], list[str], list[bool]]:
+    """Ids, log-probs, texts and ends of completions that ended."""
+    ids, texts, finished = cut(tokens, tokenizer, ends, sampling)
+    return ids, [s[: len(i)] for s, i in zip(scores, ids, strict=True)], texts, finished
+
+
+def _decode(
+    decoder: Decoder, tokenizer: Any, prompts: list[list[int]], group_size: int, sampling: Sampling
+) -> Iterator[tuple[list[int], list[list[int]], list[list[float]]]]:
+    """Sample all rows; yields those that ended: their numbers, tokens and log-probs, each row once.
+
+    Rows enter in one order, the longest prompts first: little is padded, and too large a batch fails at once, not late.
+    """
+    order = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p]), p))
+    waiting = deque((p * group_size + g, p) for p in order for g in range(group_size))
+    room, every = decoder.cache.rows, LOOK_EVERY[decoder.policy.device.type]
+    looked = 0
+    while waiting or decoder.alive:
+        free = room - decoder.alive
+        if waiting and free >= min(max(room // ENTER_SHARE, 1), len(waiting)):
+            decoder.release({waiting[0][1]})
+            some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            new = [p for p in dict.fromkeys(p for _, p in some) if p not in decoder.prompts]
+            decoder.prefill(new, [prompts[p] for p in new])
+            decoder.enter([row for row, _ in some], [p for _, p in some], [sampling.limit(p) for _, p in some])
+        else:
+            if (len(decoder.held) - decoder.alive) * LEAVE_SHARE >= len(decoder.held):
+                decoder.release({waiting[0][1]} if waiting else set())
+            for _ in range(every):
+                decoder.advance()
+        if sampling.stop and not sampling.ignore_end and decoder.now - looked >= STOP_EVERY:
+            _look_for_stops(decoder, tokenizer, decoder.now - looked, sampling.stop)
+            looked = decoder.now
+        if places := decoder.ended():
+            yield [decoder.held[i].row for i in places], *_read(decoder, places)
+
+
+def _look_for_stops(decoder: Decoder, tokenizer: Any, new: int, stop: tuple[str, ...]) -> None:
+    places = [i for i, h in enumerate(decoder.held) if h.running]
+    if found := stopped(tokenizer, _read(decoder, places)[0], new + 1, stop):
+        decoder.stop([places[i] for i in found])
+
+
+def _read(decoder: Decoder, places: list[int]) -> tuple[list[list[int]], list[list[float]]]:
+    """Tokens and log-probs of rows, given as places, up to their ends."""
+    index = torch.tensor(places, device=decoder.policy.device)
+    counts, rows = decoder.counts[index].tolist(), decoder.rows[index]
+
+    def parts(x: Tensor) -> list[list[Any]]:
+        return [own[:n] for own, n in zip(x[rows, : max(counts)].tolist(), counts, strict=True)]
+
+    return parts(decoder.out), parts(decoder.logps)

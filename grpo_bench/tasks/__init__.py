@@ -16,6 +16,7 @@ from grpo_bench.types import Problem
 if TYPE_CHECKING:
     from grpo_bench.config import TaskConfig
     from grpo_bench.tasks.grading import Grade
+    from grpo_bench.tasks.overlap import Grading
     from grpo_bench.tasks.verifier import Verifier
 
 
@@ -95,13 +96,33 @@ class Task(ABC):
         """One grade per response; never raises on what a model wrote."""
         from grpo_bench.tasks import grading
 
-        if self.cfg.answer == "math" and self.verifier is None:
+        golds = [problem.answer for problem in problems]
+        verifier = self._verifier() if self.cfg.answer == "math" else None
+        return grading.grade(self.cfg.answer, golds, list(responses), verifier=verifier)
+
+    @property
+    def grades_aside(self) -> bool:
+        """``grading`` works while the caller does something else."""
+        return self.cfg.answer == "math"
+
+    def grading(self, problems: Sequence[Problem]) -> Grading:
+        """``grade`` of one response to each problem that may begin before all of them are known, see overlap.py.
+
+        Mathematical equivalence is decided in ``verify_workers`` processes while the caller goes on; the comparison of
+        numbers is a matter of microseconds and done when the grades are taken.
+        """
+        from grpo_bench.tasks.overlap import Lazy, Verified
+
+        if self.grades_aside:
+            return Verified(problems, self._verifier())
+        return Lazy(problems, self.grade)
+
+    def _verifier(self) -> Verifier:
+        if self.verifier is None:
             from grpo_bench.tasks.verifier import Verifier
 
             self.verifier = Verifier(seconds=self.cfg.verify_seconds, workers=self.cfg.verify_workers)
-        return grading.grade(
-            self.cfg.answer, [problem.answer for problem in problems], list(responses), verifier=self.verifier
-        )
+        return self.verifier
 
     def verifier_health(self) -> dict[str, float]:
         """Comparisons that were stopped or failed so far, under the glossary's names; {} without a verifier."""

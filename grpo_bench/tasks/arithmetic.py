@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from grpo_bench.tasks import Task
+from grpo_bench.tasks.draws import Draws
 from grpo_bench.types import Problem, UserError
 
 if TYPE_CHECKING:
@@ -53,15 +52,15 @@ def split_of(chain: Chain) -> str:
     return "dev" if bucket < SHARES["test"] + SHARES["dev"] else "train"
 
 
-def draw_chain(rng: np.random.Generator, cfg: ArithmeticConfig) -> Chain:
+def draw_chain(rng: Draws, cfg: ArithmeticConfig) -> Chain:
     """A chain whose every intermediate result lies in ``cfg.results``; UserError when hardly any does."""
     low, high = cfg.results
     smallest, largest = cfg.operands
     for _ in range(TRIES):
-        chain = [int(rng.integers(smallest, largest + 1))]
+        chain = [rng.integers(smallest, largest + 1)]
         total = chain[0]
-        for _ in range(int(rng.integers(cfg.steps[0], cfg.steps[1] + 1))):
-            operand = int(rng.integers(smallest, largest + 1)) * (1 if rng.random() < 0.5 else -1)
+        for _ in range(rng.integers(cfg.steps[0], cfg.steps[1] + 1)):
+            operand = rng.integers(smallest, largest + 1) * (1 if rng.random() < 0.5 else -1)
             total += operand
             chain.append(operand)
             if not low <= total <= high:
@@ -75,7 +74,7 @@ def draw_chain(rng: np.random.Generator, cfg: ArithmeticConfig) -> Chain:
     )
 
 
-def word_problem(id: str, chain: Chain, rng: np.random.Generator) -> Problem:
+def word_problem(id: str, chain: Chain, rng: Draws) -> Problem:
     """The chain as text, with its worked solution ``7 + 5 = 12 ; 12 - 3 = 9 #### 9``."""
     name, things = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
     question = START.format(name=name, n=chain[0], things=things)
@@ -116,9 +115,9 @@ class ArithmeticTask(Task):
         self.prompt_stream_hash = hashlib.sha256(stream.encode()).hexdigest()[:16]
         self._fixed: dict[str, list[Problem]] = {}
 
-    def _rng(self, purpose: str, seed: int, index: int) -> np.random.Generator:
+    def _rng(self, purpose: str, seed: int, index: int) -> Draws:
         key = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
+        return Draws(int.from_bytes(key, "big"))
 
     def draw(self, index: int, seed: int, purpose: str) -> Problem:
         rng = self._rng(purpose, seed, index)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -25,9 +26,9 @@ from grpo_bench.tasks.numbers import CURRENCY, NUMBER, format_number, parse_numb
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
-    from grpo_bench.tasks.verifier import Verifier
+    from grpo_bench.tasks.verifier import Verdict, Verifier
 
-__all__ = ["Grade", "gold_gsm8k", "grade", "grade_gsm8k", "grade_math", "last_boxed", "vote_key"]
+__all__ = ["Grade", "gold_gsm8k", "grade", "grade_gsm8k", "grade_math", "grade_math_soon", "last_boxed", "vote_key"]
 
 Rule = Literal["gsm8k", "math"]
 
@@ -99,29 +100,32 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return last[0] if last else None
 
 
-def grade_math(responses: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[Grade]:
-    r"""Grade responses against gold answers (the content of the gold box), see the head of this file.
+def grade_math_soon(response: str, gold: str, verifier: Verifier) -> Future[Grade]:
+    r"""Grade one response against the content of the gold box, see the head of this file; without waiting for it.
 
     An expression that is too much for the verifier is wrong, and counted there.
     """
-    boxes = [last_boxed(response) for response in responses]
-    strict = [False] * len(boxes)
-    marked = [i for i, box in enumerate(boxes) if box]
-    for i, verdict in zip(marked, verifier.equivalent([(golds[i], boxes[i] or "") for i in marked]), strict=True):
-        strict[i] = verdict.equal
-    # math-verify looks at boxes before other formulas, so a right box settles it unless the response announces a
-    # "final answer" beside it
-    open_ = [i for i, response in enumerate(responses) if not strict[i] or "final answer" in response.lower()]
-    found = dict(zip(open_, verifier.find([(golds[i], responses[i]) for i in open_]), strict=True))
-    return [
-        Grade(
-            strict[i],
-            found[i].equal if i in found else True,
-            box or (found[i].found if i in found else None),
-            bool(box),
+    from grpo_bench.tasks.verifier import Verdict, known, then
+
+    box = last_boxed(response)
+
+    def flexible(strict: Verdict) -> Grade | Future[Grade]:
+        # math-verify looks at boxes before other formulas, so a right box settles it unless the response announces a
+        # "final answer" beside it
+        if strict.equal and "final answer" not in response.lower():
+            return Grade(True, True, box, True)
+        return then(
+            verifier.find_soon(gold, response),
+            lambda last: Grade(strict.equal, last.equal, box or last.found, bool(box)),
         )
-        for i, box in enumerate(boxes)
-    ]
+
+    return then(verifier.equivalent_soon(gold, box) if box else known(Verdict(False)), flexible)
+
+
+def grade_math(responses: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[Grade]:
+    """``grade_math_soon`` of each response with its gold answer."""
+    asked = [grade_math_soon(*pair, verifier) for pair in zip(responses, golds, strict=True)]
+    return [grade.result() for grade in asked]
 
 
 def grade(rule: Rule, golds: Sequence[str], responses: Sequence[str], verifier: Verifier | None = None) -> list[Grade]:

@@ -3,54 +3,79 @@
 Sympy may take any time and memory over an expression that a model wrote, and the library's own limit is an alarm
 signal that works in the main thread only. Here each comparison runs in a worker process whose limits the kernel
 enforces (verify_worker.py), whatever thread asks; what overruns them is wrong, counted, and costs no more than its
-limit. Workers are plain subprocesses that import neither torch nor this package.
+limit. Workers are plain subprocesses that import neither torch nor this package. A thread hands them questions, so that
+whoever asks can go on with something else until the verdicts are needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import selectors
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from grpo_bench.tasks.latex import decide, has_expression, spelled_out
-from grpo_bench.tasks.verify_worker import WALL_FACTOR
-from grpo_bench.types import UserError
+from grpo_bench.tasks.verify_process import Verdict, VerifyProcess
 
-Outcome = Literal["done", "timeout", "error"]
+__all__ = ["Verdict", "Verifier", "known", "then"]
+
+Kind = Literal["expression", "text"]
+A = TypeVar("A")
+B = TypeVar("B")
 
 MAX_TEXT = 20_000
 """Characters of a response that are searched for its last expression, counted from its end."""
 CACHE_SIZE = 50_000
 """Verdicts remembered; an entry takes a few hundred bytes."""
-MEMORY_BYTES = 2 << 30
-"""Address space of a worker."""
-_START_SECONDS = 120.0
-_GRACE_SECONDS = 10.0  # beyond a worker's own wall-clock limit, before it is taken for lost
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``equal``: the same value; never true unless ``outcome`` is done. ``found``: the expression found in a text."""
+def then(first: Future[A], function: Callable[[A], B | Future[B]]) -> Future[B]:
+    """``function`` of what ``first`` gives, once it does; an error of either is the result's."""
+    last: Future[B] = Future()
 
-    equal: bool
-    outcome: Outcome = "done"
-    found: str | None = None
+    def pass_on(give: Callable[[], B | Future[B]]) -> None:
+        try:
+            found = give()
+        except BaseException as e:  # must reach whoever waits: a future swallows what its callbacks raise
+            last.set_exception(e)
+            return
+        if isinstance(found, Future):
+            found.add_done_callback(lambda done: pass_on(done.result))
+        else:
+            last.set_result(found)
+
+    first.add_done_callback(lambda done: pass_on(lambda: function(done.result())))
+    return last
+
+
+def known(value: A) -> Future[A]:
+    """A future that is done."""
+    future: Future[A] = Future()
+    future.set_result(value)
+    return future
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """A comparison that waits for a worker or is in its hands; ``askers`` counts those that wait for the verdict."""
+
+    key: bytes
+    kind: Kind
+    gold: str
+    answer: str
+    future: Future[Verdict]
+    askers: int = 1
 
 
 class Verifier:
-    """Compares answers with gold answers; a context manager, usable from any thread (one call at a time).
+    """Compares answers with gold answers; a context manager, usable from any thread.
 
     ``seconds`` is the limit of one comparison in CPU time, so that a busy machine does not change verdicts (time spent
     waiting ends at ``WALL_FACTOR`` times as much); ``workers`` the number of processes, 0 for one per core, at
@@ -65,9 +90,12 @@ class Verifier:
         self.workers = workers or min(8, _cores())
         self.verifier_timeouts = 0
         self.verifier_errors = 0
-        self._running: list[_Worker] = []
+        self._running: list[VerifyProcess] = []  # the thread's own
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: dict[bytes, _Question] = {}
+        self._waiting: deque[_Question] = deque()
+        self._lock = threading.Lock()  # of what all threads touch
+        self._thread: _Dispatcher | None = None
 
     def __enter__(self) -> Verifier:
         return self
@@ -76,166 +104,160 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """Stop the processes; a later comparison starts new ones."""
+        """Stop the processes, whatever they are at; a later comparison starts new ones."""
         with self._lock:
-            for worker in self._running:
-                worker.close()
-            self._running.clear()
+            thread = self._thread
+            if thread is not None:
+                thread.stopping = True
+                thread.ring()
+        if thread is not None:
+            thread.join()
 
-    def equivalent(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        r"""Whether each (gold, answer) is one value, both as the content of a ``\boxed{}``.
+    def equivalent_soon(self, gold: str, answer: str) -> Future[Verdict]:
+        r"""Whether gold and answer are one value, both as the content of a ``\boxed{}``; asked without waiting.
 
         Spelling decides where it can (latex.py); an empty gold answer equals nothing.
         """
-        known = {
-            i: Verdict(equal) for i, (gold, answer) in enumerate(pairs) if (equal := decide(gold, answer)) is not None
-        }
-        return self._verdicts("expression", pairs, known)
+        equal = decide(gold, answer)
+        return self.ask("expression", gold, answer) if equal is None else known(Verdict(equal))
 
-    def find(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Whether the last expression that math-verify finds in the text equals gold, for each (gold, text).
+    def find_soon(self, gold: str, text: str) -> Future[Verdict]:
+        """Whether the last expression that math-verify finds in the text equals gold; asked without waiting.
 
         It looks for "final answer is ..." and boxes first, then for "answer: ...", then for the last formula or number.
         """
-        pairs = [(gold, text[-MAX_TEXT:]) for gold, text in pairs]
-        known = {
-            i: Verdict(False) for i, (gold, text) in enumerate(pairs) if not gold.strip() or not has_expression(text)
-        }
-        verdicts = self._verdicts("text", pairs, known)
-        return [
-            # spelling tells for what it finds but cannot parse (43_5, 5:30 p.m.)
-            Verdict(True, "done", verdict.found) if verdict.found and decide(gold, verdict.found) else verdict
-            for (gold, _), verdict in zip(pairs, verdicts, strict=True)
-        ]
+        text = text[-MAX_TEXT:]
+        if not gold.strip() or not has_expression(text):
+            return known(Verdict(False))
+        # spelling tells for what it finds but cannot parse (43_5, 5:30 p.m.)
+        return then(
+            self.ask("text", gold, text),
+            lambda v: Verdict(True, "done", v.found) if v.found and decide(gold, v.found) else v,
+        )
 
-    def _verdicts(self, kind: str, pairs: Sequence[tuple[str, str]], known: dict[int, Verdict]) -> list[Verdict]:
-        keys = {i: _key(kind, *pair) for i, pair in enumerate(pairs) if i not in known}
+    def equivalent(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts of ``equivalent_soon`` on each (gold, answer)."""
+        return [asked.result() for asked in [self.equivalent_soon(*pair) for pair in pairs]]
+
+    def find(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts of ``find_soon`` on each (gold, text)."""
+        return [asked.result() for asked in [self.find_soon(*pair) for pair in pairs]]
+
+    def ask(self, kind: Kind, gold: str, answer: str) -> Future[Verdict]:
+        """math-verify's own verdict, through a worker unless it is remembered; one question for all that ask it now."""
+        key = _key(kind, gold, answer)
         with self._lock:
-            verdicts = {key: self._cache[key] for key in keys.values() if key in self._cache}
-            asked = {key: pairs[i] for i, key in keys.items() if key not in verdicts}
-            verdicts |= self._ask(kind, asked)
-            for key, verdict in verdicts.items():
-                self._cache[key] = verdict
+            if key in self._cache:
                 self._cache.move_to_end(key)
+                verdict = self._cache[key]
+                self._count(verdict, 1)
+                return known(verdict)
+            if key in self._open:
+                self._open[key].askers += 1
+                return self._open[key].future
+            question = self._open[key] = _Question(key, kind, gold, answer, Future())
+            self._waiting.append(question)
+            if self._thread is None:
+                self._thread = _Dispatcher(self)
+                self._thread.start()
+            self._thread.ring()
+        return question.future
+
+    def _count(self, verdict: Verdict, times: int) -> None:
+        self.verifier_timeouts += times * (verdict.outcome == "timeout")
+        self.verifier_errors += times * (verdict.outcome == "error")
+
+    def _settle(self, question: _Question, verdict: Verdict) -> None:
+        with self._lock:
+            self._cache[question.key] = verdict
             while len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
-            answers = [known[i] if i in known else verdicts[keys[i]] for i in range(len(pairs))]
-            self.verifier_timeouts += sum(verdict.outcome == "timeout" for verdict in answers)
-            self.verifier_errors += sum(verdict.outcome == "error" for verdict in answers)
-        return answers
+            del self._open[question.key]
+            self._count(verdict, question.askers)  # before anybody hears of it
+        question.future.set_result(verdict)
 
-    def _ask(self, kind: str, asked: dict[bytes, tuple[str, str]]) -> dict[bytes, Verdict]:
-        """Spread the comparisons over the workers, one at a time each."""
-        if not asked:
-            return {}
-        while len(self._running) < min(self.workers, len(asked)):
-            self._running.append(_Worker(self.seconds))
-        waiting = deque(asked.items())
-        verdicts: dict[bytes, Verdict] = {}
-        with selectors.DefaultSelector() as selector:
-            idle, busy = list(self._running), dict[_Worker, bytes]()
-            while waiting or busy:
-                while waiting and idle:
-                    worker, (key, (gold, answer)) = idle.pop(), waiting.popleft()
-                    worker.send(kind, spelled_out(gold), answer if kind == "text" else spelled_out(answer))
-                    selector.register(worker.replies, selectors.EVENT_READ, worker)
-                    busy[worker] = key
-                selector.select(timeout=max(0.0, min(worker.deadline for worker in busy) - time.monotonic()))
-                for worker in [*busy]:
-                    verdict = worker.receive()
-                    if verdict is not None:
-                        selector.unregister(worker.replies)
-                        verdicts[busy.pop(worker)] = verdict
-                        worker.revive()
-                        idle.append(worker)
-        return verdicts
+    def _end(self, error: BaseException | None) -> None:
+        """The thread is done: no question stays without an answer, no process without work."""
+        with self._lock:
+            questions = [*self._open.values()]
+            self._open.clear()
+            self._waiting.clear()
+            self._thread = None
+            running, self._running = self._running, []
+        for worker in running:
+            worker.hang_up()
+        for worker in running:
+            worker.close()
+        for question in questions:
+            if error is None:
+                question.future.cancel()
+            else:
+                question.future.set_exception(error)
 
 
-class _Worker:
-    """One worker process and the request it is at."""
+class _Dispatcher(threading.Thread):
+    """Spreads the questions of a verifier over its workers, one at a time each."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.request = 0
-        self.deadline = 0.0
-        self._start()
+    def __init__(self, verifier: Verifier) -> None:
+        super().__init__(name="verifier", daemon=True)  # a run that nobody closes must not wait for it at its exit
+        self.verifier = verifier
+        self.stopping = False
+        self._idle: list[VerifyProcess] = []
+        self._busy: dict[VerifyProcess, _Question] = {}
+        self._heard, self._bell = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(self._bell, False)
 
-    def _start(self) -> None:
-        script = Path(__file__).with_name("verify_worker.py")
-        self.process = subprocess.Popen(
-            # -P: the script's folder must not be searched for modules, its math.py would hide the standard one
-            [sys.executable, "-P", str(script), str(self.seconds), str(MEMORY_BYTES)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            # sympy orders by hash in places: verdicts must not depend on the process
-            env=os.environ | {"PYTHONHASHSEED": "0"},
-            start_new_session=True,  # an interrupt at the terminal is for the run, which then closes its workers
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.requests, self.replies = self.process.stdin, self.process.stdout
-        os.set_blocking(self.replies.fileno(), False)
-        self._buffer = b""
-        self.lost = False
-        self.started = False
-        self.deadline = time.monotonic() + _START_SECONDS
+    def ring(self) -> None:
+        """There is news. Under the verifier's lock, while this is its thread: afterwards the pipe is closed."""
+        with contextlib.suppress(BlockingIOError):  # it has not been heard yet
+            os.write(self._bell, b"!")
 
-    def send(self, kind: str, gold: str, answer: str) -> None:
-        self.request += 1
-        wait = WALL_FACTOR * self.seconds + _GRACE_SECONDS
-        self.deadline = time.monotonic() + wait + (0 if self.started else _START_SECONDS)
-        data = json.dumps({"id": self.request, "kind": kind, "gold": gold, "answer": answer}).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):  # receive() finds the process ended
-            while data:
-                data = data[self.requests.write(data) or 0 :]
+    def run(self) -> None:
+        error: BaseException | None = None
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._heard, selectors.EVENT_READ)
+                while not self.stopping:
+                    self._hand_out(selector)
+                    ends = min((worker.deadline for worker in self._busy), default=None)
+                    selector.select(None if ends is None else max(0.0, ends - time.monotonic()))
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._heard, 4096)
+                    self._take_in(selector)
+        except BaseException as e:  # whoever waits for a verdict raises it
+            error = e
+        for worker in self._busy:
+            worker.lost = True  # nothing to wait for: it is killed
+        self.verifier._end(error)
+        os.close(self._heard)
+        os.close(self._bell)
 
-    def receive(self) -> Verdict | None:
-        """The verdict on the request in hand; None while there is none. A process that is lost gives an error."""
-        while (chunk := self.replies.read(65536)) is not None:  # None: nothing more for now
-            if not chunk:
-                self.lost = True
-                break
-            self._buffer += chunk
-        while b"\n" in self._buffer:
-            line, _, self._buffer = self._buffer.partition(b"\n")
-            reply: dict[str, Any] = json.loads(line)
-            if "failed" in reply:
-                raise UserError(
-                    f"math-verify cannot be loaded ({reply['failed']}); pip install 'math-verify[antlr4_9_3]'"
-                )
-            if "ready" in reply:
-                self.started = True
-            elif reply["id"] == self.request:
-                return Verdict(reply["equal"], reply["outcome"], reply["found"])
-        if self.lost and not self.started:
-            raise UserError(f"a verifier process ended while starting (exit code {self.process.wait()}); "
-                            "check with: python -c 'import math_verify'")  # fmt: skip
-        if self.lost or time.monotonic() > self.deadline:
-            overdue = not self.lost
-            self.lost = True
-            return Verdict(False, "timeout" if overdue else "error")
-        return None
+    def _hand_out(self, selector: selectors.BaseSelector) -> None:
+        verifier = self.verifier
+        while verifier._waiting:  # only this thread takes from it
+            if not self._idle and len(verifier._running) == verifier.workers:
+                return
+            if not self._idle:
+                worker = VerifyProcess(verifier.seconds)
+                verifier._running.append(worker)
+                self._idle.append(worker)
+            worker, question = self._idle.pop(), verifier._waiting.popleft()
+            exact = question.kind == "text"
+            answer = question.answer if exact else spelled_out(question.answer)
+            worker.send(question.kind, spelled_out(question.gold), answer)
+            selector.register(worker.replies, selectors.EVENT_READ)
+            self._busy[worker] = question
 
-    def revive(self) -> None:
-        if self.lost:
-            self.close()
-            self._start()
-
-    def close(self) -> None:
-        self.requests.close()
-        if self.lost or not self._ended():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # its fork too, which may be at work
-        self.process.wait()
-        self.replies.close()
-
-    def _ended(self) -> bool:
-        """Whether the process goes by itself now that its input has ended, as it does unless it is at work."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1)
-            return True
-        return False
+    def _take_in(self, selector: selectors.BaseSelector) -> None:
+        for worker in [*self._busy]:
+            verdict = worker.receive()
+            if verdict is not None:
+                selector.unregister(worker.replies)
+                question = self._busy.pop(worker)
+                worker.revive()
+                self._idle.append(worker)
+                self.verifier._settle(question, verdict)
 
 
 def _key(kind: str, gold: str, answer: str) -> bytes:

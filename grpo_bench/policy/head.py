@@ -1,0 +1,95 @@
+"""Log-probs and entropies of chosen tokens from hidden states, without ever holding all logits in full precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 2**20  # of logits worked on at once: what stays in a processor's cache
+KEPT_ELEMENTS = 2**25  # of probabilities kept from forward to backward, in the products' precision; else made again
+
+
+def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(n,h) states, (V,h) head, (n,) targets -> log-probs and entropies at ``temperature``, both (n,).
+
+    The softmax is in fp32 (float64 for float64); the products are in ``hidden``'s precision. Gradients flow through the
+    log-probs alone.
+    """
+    size = max(KEPT_ELEMENTS // weight.shape[0], 1)
+    keep = len(targets) <= size
+    parts = [
+        _HeadLogp.apply(h, weight, y, temperature, keep)
+        for h, y in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies; ``logits`` (n,V) become probabilities, in place."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logp = torch.empty(len(logits), dtype=wide, device=logits.device)
+    entropy = torch.empty_like(logp)
+    rows = max(BLOCK_ELEMENTS // logits.shape[1], 1) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), max(rows, 1)):
+        part = slice(start, start + rows)
+        x = logits[part].to(wide)  # a copy, unless the products were as wide
+        if temperature != 1:
+            x = x.div_(temperature) if x.data_ptr() != logits[part].data_ptr() else x / temperature
+        largest = x.amax(-1, keepdim=True)
+        own = x.gather(-1, targets[part, None]) - largest
+        x = x.sub_(largest)
+        p = torch.exp(x)
+        total = p.sum(-1, keepdim=True)
+        p.div_(total)
+        normaliser = total.log_().squeeze(-1)
+        logp[part] = own.squeeze(-1) - normaliser
+        torch.nan_to_num_(x, neginf=0.0)  # a word of logit -inf has p = 0 and adds nothing
+        entropy[part] = normaliser - x.mul_(p).sum(-1)
+        logits[part] = p
+    return logp, entropy
+
+
+class _HeadLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtypes = hidden.dtype, weight.dtype
+        low = hidden.dtype
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            low = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            hidden, weight = hidden.to(low), weight.to(low)
+            logits = hidden @ weight.mT
+            logp, entropy = _soften(logits, targets, temperature)
+        ctx.temperature = temperature
+        ctx.probs = logits if keep and ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """d logp / d logits = (1 at the target − p) / temperature."""
+        hidden, weight, targets = ctx.saved_tensors
+        probs = ctx.probs
+        ctx.probs = None
+        with torch.autocast(hidden.device.type, enabled=False):
+            if probs is None:
+                probs = hidden @ weight.mT
+                _soften(probs, targets, ctx.temperature)
+            scale = (grads[0] / ctx.temperature)[:, None]
+            rows = max(BLOCK_ELEMENTS // probs.shape[1], 1) if probs.device.type == "cpu" else len(probs)
+            for start in range(0, len(probs), rows):
+                part = slice(start, start + rows)
+                wide = probs[part].to(scale.dtype).mul_(-scale[part])
+                wide.scatter_add_(1, targets[part, None], scale[part])
+                probs[part] = wide
+            grad_hidden = (probs @ weight).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+            grad_weight = (probs.mT @ hidden).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return grad_hidden, grad_weight, None, None, None

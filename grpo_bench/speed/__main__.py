@@ -1,0 +1,7 @@
+"""``python -m grpo_bench.speed``."""
+
+import sys
+
+from grpo_bench.speed.cli import main
+
+sys.exit(main())

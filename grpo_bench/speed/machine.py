@@ -1,0 +1,64 @@
+"""What this machine can do at most: bytes read per second and matrix FLOPs per second, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SQUARES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192)}
+READ_BYTES = {"cpu": 2**29, "cuda": 2**31}  # many times what a cache holds
+
+
+def best_seconds(work: Callable[[], Any], device: torch.device, least: float = 0.4) -> float:
+    """Shortest of repeated runs of ``work``, for ``least`` seconds and three times at the least."""
+    runs: list[float] = []
+    work()
+    end = time.perf_counter() + least
+    while len(runs) < 3 or time.perf_counter() < end:
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        runs.append(time.perf_counter() - start)
+    return min(runs)
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the best large square product; its accumulation is the library's default."""
+    best = 0.0
+    for n in SQUARES[device.type]:
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        out = torch.empty(n, n, device=device, dtype=dtype)
+
+        def product(a: Tensor = a, b: Tensor = b, out: Tensor = out) -> None:
+            torch.mm(a, b, out=out)
+
+        best = max(best, 2.0 * n**3 / best_seconds(product, device))
+    return best
+
+
+def bandwidth(device: torch.device) -> float:
+    """B/s of memory, the better of reading (a sum) and copying (read and written)."""
+    count = READ_BYTES[device.type] // 4
+    source = torch.ones(count, device=device)
+    reading = 4 * count / best_seconds(source.sum, device)
+    target = torch.empty_like(source)
+    return max(reading, 8 * count / best_seconds(lambda: target.copy_(source), device))
+
+
+def measure(dtypes: list[str], device: torch.device) -> dict[str, Any]:
+    """``{"bandwidth": B/s, "rates": {dtype: FLOP/s}}`` of the device with torch's threads as they are."""
+    return {
+        "bandwidth": bandwidth(device),
+        "rates": {name: matrix_rate(getattr(torch, name), device) for name in dtypes},
+    }

@@ -1,0 +1,75 @@
+"""A practical floor: the time of exactly a step's linear layers, same shapes, same weights, nothing between them.
+
+Products of attention are left out; what is left is what every implementation of the model has to multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grpo_bench.speed.machine import best_seconds
+
+
+def _weights(model: Any, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """(out, in) weights of the trunk's linear layers and of the head, in ``dtype``."""
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    trunk = [m.weight.detach().to(dtype) for m in linear if m is not head]
+    return trunk, [head.weight.detach().to(dtype)]
+
+
+def _captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """As a CUDA graph, so that launching is not what is timed."""
+    if device.type != "cuda":
+        return work
+    work()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@torch.no_grad()
+def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
+    """Seconds of one decode step's products: ``rows`` tokens through every linear layer and the head."""
+    trunk, head = _weights(model, dtype)
+    device = head[0].device
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1], dtype=dtype, device=device) for w in trunk + head}
+
+    def work() -> None:
+        for w in trunk + head:
+            nn.functional.linear(inputs[w.shape[1]], w)
+
+    return best_seconds(_captured(work, device), device)
+
+
+@torch.no_grad()
+def training_step(model: Any, tokens: int, headed: int, micro_batch: int, chunk: int, dtype: torch.dtype) -> float:
+    """Seconds of an update's products, forward, and backward to inputs and weights, for ``tokens`` tokens.
+
+    The trunk takes at most ``micro_batch`` tokens at once, the head ``chunk`` of the ``headed`` ones.
+    """
+    trunk, head = _weights(model, dtype)
+    device = head[0].device
+    return _passes(trunk, tokens, micro_batch, dtype, device) + _passes(head, headed, chunk, dtype, device)
+
+
+def _passes(weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, device: torch.device) -> float:
+    parts = max(-(-tokens // max(most, 1)), 1)
+    count = -(-tokens // parts)
+    widths = {n for w in weights for n in w.shape}
+    data = {n: torch.randn(count, n, dtype=dtype, device=device) for n in widths}
+
+    def work() -> None:
+        for w in weights:
+            x, gradient = data[w.shape[1]], data[w.shape[0]]
+            nn.functional.linear(x, w)
+            torch.mm(gradient, w)
+            torch.mm(gradient.t(), x)
+
+    return parts * best_seconds(work, device)
