@@ -54,7 +54,7 @@ class Size:
 
         All sequences have one entry per row; the head works on ``headed`` tokens.
         """
-        once = {group: prompt for group, prompt in zip(groups, prompts, strict=True)}
+        once = dict(zip(groups, prompts, strict=True))
         whole = [prompt + length for prompt, length in zip(prompts, completions, strict=True)]
         return self.forward(list(once.values()), headed) + self.forward(whole, 0) - self.forward(prompts, 0)
 

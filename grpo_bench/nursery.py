@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, Any
 
 MODULES = ("grpo_bench.cli", "grpo_bench.run", "grpo_bench.tiny")  # with them all that a run on a CPU imports
-GRACE_SECONDS = 5.0  # for a nursery that is no longer needed
 
 
 class Hatchling:
@@ -127,16 +126,13 @@ class Nursery:
         self._orders = ours
 
     def close(self) -> None:
-        """No more jobs; those that run are ended by whoever started them."""
+        """No more jobs; one that still runs is terminated."""
         with self._lock:
             if self._orders is not None:
                 self._orders.close()
             if self._process is not None:
-                try:
-                    self._process.wait(timeout=GRACE_SECONDS)
-                except subprocess.TimeoutExpired:  # it is at its imports
-                    self._process.kill()
-                    self._process.wait()
+                self._process.kill()  # it may be at its imports, and has nothing to put in order
+                self._process.wait()
             self._process, self._orders = None, None
 
 

@@ -167,7 +167,7 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
 
 def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, Batch, dict[str, Any]]:
     """One rollout and its updates."""
-    cfg, algo, models, learner, meter = parts.cfg, parts.cfg.algo, parts.models, parts.learner, parts.meter
+    cfg, algo, learner, meter = parts.cfg, parts.cfg.algo, parts.learner, parts.meter
     before = replace(state)
     # one update per rollout: the update's own forward gives the old log-probs
     old = cfg.epochs * cfg.minibatches > 1 or algo.needs_old_logp

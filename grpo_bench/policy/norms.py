@@ -42,6 +42,8 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(...,h) -> (...,h), in autocast's precision where it is on, else in ``x``'s."""
     device = x.device.type
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):  # sampling: one call from Python
+        return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         y: Tensor = _RMSNorm.apply(x, weight, eps, out)
@@ -49,7 +51,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _eps(module: nn.Module) -> float | None:
-    return next((v for name in ("variance_epsilon", "eps") if isinstance(v := getattr(module, name, None), float)), None)
+    return next(
+        (v for name in ("variance_epsilon", "eps") if isinstance(v := getattr(module, name, None), float)), None
+    )
 
 
 @lru_cache(maxsize=64)

@@ -174,7 +174,5 @@ def _capped(scores: Tensor, softcap: float | None) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; of low-precision scores in fp32, as transformers' eager attention has it."""
-    if scores.dtype in (torch.float32, torch.float64):
-        return torch.softmax(scores, dim=-1)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    """Over the last dimension; torch sums in fp32 whatever the scores' precision."""
+    return torch.softmax(scores, dim=-1)
