@@ -29,6 +29,7 @@ from grpo_bench.config_errors import ConfigError
 from grpo_bench.jobs import Pool, child_command, one_job, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
 from grpo_bench.preflight import Job, Plan, preflight, prepared, row_name
+from grpo_bench.process import prepare_process
 from grpo_bench.resume import complete_line, is_complete, standing
 from grpo_bench.types import UserError
 
@@ -73,8 +74,7 @@ def main() -> None:
             str(ours) if a == "sweeps" and b in ("--config-dir", "-cd") else a for b, a in pairwise(["", *sys.argv])
         ]
     args = get_args_parser().parse_args()
-    # threads that spin while they wait make a shared machine many times slower; read when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # an error that is ours shows where it happened
     try:
         _main(args)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from grpo_bench.process import prepare_process
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(HELP, end="")
         return 0
-    # threads that spin while they wait make a shared machine many times slower; read when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     try:
         own = {key: value for key, _, value in (w.partition("=") for w in words) if key in OWN}
         rest = [word for word in words if word.partition("=")[0] not in own]

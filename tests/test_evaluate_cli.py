@@ -148,14 +148,14 @@ def test_bad_input_is_one_line(
         assert reason in refusal(capsys, *words), words
 
 
-def test_threads_and_the_wait_policy_are_set_before_torch_is_imported() -> None:
+def test_how_threads_wait_is_set_before_torch_is_imported() -> None:
     code = (
         "import sys, grpo_bench.evaluate_cli as cli\n"
         "import grpo_bench.evaluate\n"
         "assert 'torch' not in sys.modules\n"
-        "import os; os.environ.pop('OMP_WAIT_POLICY', None)\n"
+        "import os; os.environ.pop('GOMP_SPINCOUNT', None)\n"
         "def config_of(*_):\n"
-        "    assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE' and 'torch' not in sys.modules\n"
+        "    assert os.environ['GOMP_SPINCOUNT'] == '20000' and 'torch' not in sys.modules\n"
         "    raise cli.UserError('seen')\n"
         "cli._config_of = config_of\n"
         "assert cli.main([]) == 2\n"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_bench.config import Config, parse
 from grpo_bench.config_errors import ConfigError
+from grpo_bench.process import prepare_process
 from grpo_bench.types import UserError
 
 HELP = """usage: python -m grpo_bench.explain [KEY=VALUE ...] [plot=FILE.png|FILE.svg]
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(HELP, end="")
         return 0
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+    prepare_process()
     try:
         given = arguments(words)
         if given.table:

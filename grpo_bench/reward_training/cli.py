@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_bench.process import prepare_process
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(HELP.format(**asdict(Settings())), end="")
         return 0
-    # threads that spin while they wait make a shared machine many times slower; read when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     try:
         given = arguments(words)
         cfg = config_of(given)
