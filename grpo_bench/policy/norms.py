@@ -7,7 +7,6 @@ The mean is taken in fp32, in float64 for float64 (transformers': always fp32).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,14 +55,20 @@ def _eps(module: nn.Module) -> float | None:
     )
 
 
-@lru_cache(maxsize=64)
+_MADE: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+
+
 def _faster(own: type[nn.Module], shifted: bool) -> type[nn.Module]:
     """A subclass, since a deep copy of a model must take it along."""
+    if (own, shifted) in _MADE:
+        return _MADE[own, shifted]
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         return rms_norm(hidden_states, 1.0 + self.weight if shifted else self.weight, _eps(self) or 0.0)
 
-    return type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "faster": True})
+    made = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "faster": True})
+    _MADE[own, shifted] = made
+    return made
 
 
 @torch.no_grad()

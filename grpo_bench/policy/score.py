@@ -82,17 +82,17 @@ def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) 
         members.setdefault(group, []).append(place)
     part: list[int] = []
     spent = 0
-    for group in sorted(members.values(), key=lambda g: -(prompts[g[0]] + sum(sizes[i] for i in g))):
-        prompt = prompts[group[0]]
-        whole = prompt + sum(sizes[i] for i in group)
-        if part and spent + whole > tokens:
+    for whole in sorted(members.values(), key=lambda g: -(prompts[g[0]] + sum(sizes[i] for i in g))):
+        prompt = prompts[whole[0]]
+        cost = prompt + sum(sizes[i] for i in whole)
+        if part and spent + cost > tokens:
             yield part
             part, spent = [], 0
-        if whole <= tokens:
-            part, spent = part + group, spent + whole
+        if cost <= tokens:
+            part, spent = part + whole, spent + cost
             continue
         spent = prompt
-        for i in group:
+        for i in whole:
             if part and spent + sizes[i] > tokens:
                 yield part
                 part, spent = [], prompt
