@@ -13,6 +13,7 @@ from grpo_bench.explain import __main__ as explain
 from grpo_bench.preflight import preflight
 from grpo_bench.reward_training.cli import arguments as reward_arguments
 from grpo_bench.selfcheck.cli import read_words
+from grpo_bench.speed import cli as speed
 from grpo_bench.table.__main__ import _arguments as table_arguments
 
 REPO = Path(__file__).resolve().parent.parent
@@ -60,6 +61,8 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
         assert given.table or explain.runs(given)
     elif module == "grpo_bench.reward_training":
         assert reward_arguments(words).out is None
+    elif module == "grpo_bench.speed":
+        assert speed.check(speed.arguments(words))
     elif module == "grpo_bench.selfcheck":
         assert read_words(words).config_dir is None
     elif module == "grpo_bench.grade":

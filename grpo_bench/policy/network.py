@@ -40,6 +40,11 @@ class Policy(nn.Module):
             self.takes_plans = _plans_match(model)
         self.head_is_linear = self.head_is_plain and _is_linear_head(model)
 
+    def take_ways_of(self, other: Policy) -> None:
+        """Compute as ``other`` does, of which this is a copy: in low precision the questions may be answered otherwise."""
+        self.head_is_plain, self.head_is_linear = other.head_is_plain, other.head_is_linear
+        self.takes_plans = other.takes_plans
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
