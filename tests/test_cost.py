@@ -74,10 +74,18 @@ def test_an_update_is_charged_three_forwards_of_what_it_trains() -> None:
         assert batch.prompt_lengths is not None
         advantages, returns = cfg.algo.advantages(batch)
         learner.update(replace(batch, advantages=advantages, returns=returns), 1, 0.0)
-        rows = (batch.prompt_lengths + batch.mask.sum(1)).long().tolist()
-        tokens = int(batch.mask.sum())
-        policy, critic = 2 * 3 * SIZE.forward(rows, tokens), 2 * 3 * SIZE.forward(rows, 0)
+        prompts, lengths = batch.prompt_lengths.tolist(), batch.mask.sum(1).long().tolist()
+        rows = prompts, batch.group_ids.tolist(), lengths
+        policy, critic = 2 * 3 * SIZE.shared(*rows, sum(lengths)), 2 * 3 * SIZE.shared(*rows, 0)
         assert learner.flops == {"grpo": policy, "separate": policy + critic, "shared": policy}[name]
+
+
+def test_a_groups_prompt_counts_once() -> None:
+    # two members with a prompt of 3 and completions of 2 and 1: a token costs 2·trunk = 20; attention 2·1·2·T² = 4·T²,
+    # of the prompt 36, of whole rows 100 and 64, so of what is their own 100 − 36 and 64 − 36; the head 2·5 on 3 tokens
+    size = Size(trunk=10, head=5, layers=1, width=2)
+    assert size.shared([3, 3], [7, 7], [2, 1], 3) == 20 * (3 + 2 + 1) + 36 + (100 - 36) + (64 - 36) + 10 * 3
+    assert size.shared([3, 3], [7, 8], [2, 1], 3) == size.forward([5, 4], 3)
 
 
 def test_the_critics_warm_up_is_charged_to_it() -> None:

@@ -315,7 +315,7 @@ def test_a_run_prints_them_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr(cli, "_entry", lambda: order.append(capsys.readouterr().err))
+    monkeypatch.setattr(cli, "_run", lambda cfg: order.append(capsys.readouterr().err))
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setattr(
         sys, "argv", ["grpo_bench", "epochs=1", "minibatches=1", "target_kl=0.01", f"results={tmp_path}"]

@@ -99,6 +99,14 @@ def test_packing_by_hand() -> None:
     assert packed.predicts.tolist() == [1, 2, 5]  # targets that 4, 5 and 8 predict: 5, 6 and 9
 
 
+def test_a_group_with_two_prompts_is_an_error() -> None:
+    batch = batch_of(ragged(4, group_size=2))
+    tokens = batch.tokens.clone()
+    tokens[1, tokens.shape[1] - batch.mask.shape[1] - 1] += 1  # the last token of the second row's prompt
+    with pytest.raises(ValueError, match="different prompts"):
+        policy("llama").logp(layout(replace(batch, tokens=tokens), torch.arange(4)), 1.0)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_three_ways_to_attend_agree(shared: bool) -> None:
     torch.manual_seed(0)

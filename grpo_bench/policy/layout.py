@@ -31,12 +31,16 @@ class Layout:
 
     @cached_property
     def packed(self) -> Packed:
-        """Without padding, each prompt once."""
+        """Without padding, each prompt once. ValueError where rows of a group have different prompts."""
         found, group = torch.unique(self.group_ids, return_inverse=True)
         first = torch.full_like(found, len(group)).scatter_reduce_(
             0, group, torch.arange(len(group), device=group.device), "amin"
         )
         width = self._width
+        inside = torch.arange(width, device=group.device)[None] >= width - self.prompt_lengths[:, None]
+        prompt_tokens = self.tokens[:, :width] * inside
+        if not torch.equal(prompt_tokens, prompt_tokens[first][group]):
+            raise ValueError("rows of one group have different prompts")
         prompts = [
             self.tokens[row, width - length : width]
             for row, length in zip(first.tolist(), self.prompt_lengths[first].tolist(), strict=True)

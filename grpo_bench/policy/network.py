@@ -41,7 +41,7 @@ class Policy(nn.Module):
         self.head_is_linear = self.head_is_plain and _is_linear_head(model)
 
     def take_ways_of(self, other: Policy) -> None:
-        """Compute as ``other`` does, of which this is a copy: in low precision the questions may be answered otherwise."""
+        """Compute as ``other`` does, of which this is a copy, whatever it answers in lower precision."""
         self.head_is_plain, self.head_is_linear = other.head_is_plain, other.head_is_linear
         self.takes_plans = other.takes_plans
 

@@ -16,7 +16,7 @@ from model_data import make as make_config
 from peers import BATCHES, Answer, difference, make, ours
 
 from grpo_bench.algos import ALGORITHMS
-from grpo_bench.policy import layout, make_models
+from grpo_bench.policy import layout, make_models, norms
 from grpo_bench.tiny import tiny_model
 
 HAS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "sapo", "lite_ppo", "rloo_sequence")
@@ -92,7 +92,10 @@ def test_the_gradient_of_a_models_weights(kind: str) -> None:
         for weight in moved.parameters():
             weight.add_(0.02 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
     batch = make_batch(rewards=[1, 0, 0, 0, 1, 1, 0, 1])
-    batch = replace(batch, tokens=torch.randint(2, 500, batch.tokens.shape, generator=generator))
+    tokens = torch.randint(2, 500, batch.tokens.shape, generator=generator)
+    width = tokens.shape[1] - batch.mask.shape[1]
+    tokens[:, :width] = tokens[: len(tokens) : batch.group_size, :width].repeat_interleave(batch.group_size, dim=0)
+    batch = replace(batch, tokens=tokens)
     rows = torch.arange(len(batch.mask))
     policy = make_models(copy.deepcopy(moved), config.model, torch.float32, False, False).policy
     before = make_models(copy.deepcopy(model), config.model, torch.float32, False, False).policy
@@ -100,6 +103,7 @@ def test_the_gradient_of_a_models_weights(kind: str) -> None:
         old = before.logp(layout(batch, rows), 1.0)[0]
     batch = replace(batch, old_logp=old)
 
+    norms.install(model)  # transformers' own norms round to fp32
     with peer_trl.double_precision():
         trainer = peer_trl.build(kind, batch, {}, model=model)
         inputs = trainer._generate_and_score_completions([{"prompt": "1+1="}] * len(rows))
