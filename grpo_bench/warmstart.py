@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from grpo_bench.config import Config, OptimConfig
 
 WARMUP = 20  # updates of rising learning rate
-VERSION = 1  # of what this file does to weights; part of the cache's key
+VERSION = 2  # of what this file does to weights; part of the cache's key
 
 
 def cache_dir() -> Path:
