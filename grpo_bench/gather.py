@@ -90,12 +90,14 @@ def regroup(draws: Sequence[Experience], groups: Sequence[int] | None = None) ->
         joined = [entry for one in lists for entry in one]
         return [joined[row] for row in rows]
 
+    logps = [drawn.rollouts.logps for drawn in draws if drawn.rollouts.logps is not None]
     rollouts = Rollouts(
         prompt_ids=[prompts[p] for p in groups],
         completion_ids=of_rows([drawn.rollouts.completion_ids for drawn in draws]),
         texts=of_rows([drawn.rollouts.texts for drawn in draws]),
         finished=of_rows([drawn.rollouts.finished for drawn in draws]),
         group_size=size,
+        logps=of_rows(logps) if len(logps) == len(draws) else None,
     )
     first = draws[0].batch
     batch = make_batch(

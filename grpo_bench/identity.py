@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NOT_IDENTITY = (
     "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
     "checkpoint", "resume", "isolate", "parallel",
-    "export", "budget.amount", "rollout.batch_size", "task.verify_workers",
+    "export", "budget.amount", "rollout.batch_size", "rollout.cuda_graph", "task.verify_workers",
     "model.gradient_checkpointing", "reward.model.device", "reward.model.batch_size",
 )  # fmt: skip
 # of a model's folder, what loading reads: not a README, a log or an optimizer's state that lies beside it
