@@ -6,7 +6,7 @@ import os
 
 # Threads that spin for long while they wait make a shared machine many times slower; threads that sleep at once make
 # small operations on a quiet one twice as slow. So they spin for some ten microseconds (GNU's OpenMP; measured).
-# Pages of 2 MiB for large tensors: a page fault per 4 KiB takes a sixth of a training step.
+# Pages of 2 MiB for large tensors: a page fault per 4 KiB took an eighth of a training step.
 PROCESS_DEFAULTS = {"GOMP_SPINCOUNT": "20000", "THP_MEM_ALLOC_ENABLE": "1"}
 
 

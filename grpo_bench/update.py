@@ -135,11 +135,13 @@ class Learner:
         packed = self.models.policy.takes_plans
         keep = needed and critic is not None and not self.shared and self.cfg.epochs * self.cfg.minibatches == 1
         if keep and critic is not None:
-            with memory_errors():
-                parts = list(micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), self.tokens, packed))
-                room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
-                if len(parts) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+            parts = list(micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), self.tokens, packed))
+            room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
+            if len(parts) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+                try:
                     self.kept = live_values(batch, critic, self.tokens, packed)
+                except (RuntimeError, MemoryError) as e:
+                    self._halve(e)  # the graph is given up: the critic looks twice
         temperature = self.cfg.rollout.temperature
         some = replace(batch, mask=batch.mask * ~self.without_signal(batch)[:, None])
         while True:
@@ -232,11 +234,7 @@ class Learner:
             except (RuntimeError, MemoryError) as e:
                 self._halve(e)
                 self._forget_gradients()
-                if self.kept:  # their graph may be used up
-                    with memory_errors():
-                        critic = self.models.critic
-                        assert critic is not None
-                        self.kept = live_values(batch, critic, self.tokens, self.models.policy.takes_plans)
+                self.kept = []  # their graph may be used up, and it takes room: the critic looks again
                 self.trained_tokens, self.flops = charged
 
     def _accumulate(
