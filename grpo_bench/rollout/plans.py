@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from grpo_bench import kernels
 from grpo_bench.rollout.cache import SharedPrefixCache
 
 
@@ -92,6 +93,20 @@ class DecodePlan:
         self.cache, self.shape, self.where = cache, shape, where
         self._masks: dict[int | None, Tensor | None] = {}
         self._targets: dict[int, Tensor] = {}
+        self._places: Tensor | None = None  # (N,) where each row's prompt stands in the cache
+
+    def _attend_in_one_pass(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
+        window: int | None, softcap: float | None,
+    ) -> Tensor:  # fmt: skip
+        held, where = self.cache.layers[layer], self.where
+        if self._places is None:
+            cells = torch.arange(self.shape.rows) if where.cells is None else where.cells
+            self._places = cells // self.shape.members
+        own, prompts = (held.own_keys, held.own_values), (held.prompt_keys, held.prompt_values)
+        return kernels.decode_attention(
+            query, key, value, own, prompts, where.counts, where.prompt_lengths, self._places, scaling, window, softcap
+        )
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """(N,1,1,width + reach): 0 where a row may look, −inf elsewhere; the same in every layer of a kind."""
@@ -140,7 +155,10 @@ class DecodePlan:
         window: int | None = None, softcap: float | None = None,
     ) -> Tensor:  # fmt: skip
         """See ``policy.attention.Plan``."""
-        shape, held = self.shape, self.cache.layers[layer]
+        held = self.cache.layers[layer]
+        if kernels.take(query, key, value, held.own_keys, held.own_values):
+            return self._attend_in_one_pass(layer, query, key, value, scaling, window, softcap)
+        shape = self.shape
         rows, heads = shape.rows, key.shape[1]
         self._write(held.own_keys, key)
         self._write(held.own_values, value)

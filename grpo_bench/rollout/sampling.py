@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
 from grpo_bench.rollout import Sampling
 
 CACHED_LOGITS = 2**18  # per pass on a CPU: rows of a large vocabulary are worked on while they are in its cache
@@ -24,6 +25,9 @@ def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, 
     chosen. The log-prob is that of the distribution drawn from: at the temperature, and under ``top_k`` and ``top_p``
     that of the words which they leave. Greedy (temperature 0): the likeliest word, its log-prob at temperature 1.
     """
+    whole = sampling.top_p >= 1 and (sampling.top_k is None or sampling.top_k >= logits.shape[-1])
+    if whole and logits.dtype == torch.float32 and kernels.take(logits):
+        return kernels.draw(logits, sampling.temperature, uniforms)
     size = max(CACHED_LOGITS // logits.shape[-1], 1)
     if logits.device.type != "cpu" or len(logits) <= size:
         return _draw(logits, sampling, uniforms)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from grpo_bench import kernels
 from grpo_bench.policy import Policy
+
+FEW_ROWS = 256  # above them a library's products are as fast: weights are no longer what takes the time
 
 
 class SamplingCopy:
@@ -24,12 +27,43 @@ class SamplingCopy:
             memo[id(master)] = nn.Parameter(master.detach().to(low, copy=True), requires_grad=False)
             self._pairs.append((master, memo[id(master)]))
         self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), dtype)
+        self.policy.take_ways_of(policy)
+        self._packed = _pack_linears(self.policy.model) if dtype == torch.bfloat16 else []
 
     @torch.no_grad()
     def refresh(self) -> None:
         """In place: what was captured of the copy stays valid."""
         for master, low in self._pairs:
             low.copy_(master)
+        for linear in self._packed:
+            linear.pack()
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that is sampled from: few rows at a time go through weights packed for that."""
+
+    packed: Tensor
+
+    def pack(self) -> None:
+        self.packed = kernels.pack(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        few = input.numel() <= FEW_ROWS * self.in_features and input.dtype == torch.bfloat16
+        if not few or not kernels.multiplies(self.weight):
+            return super().forward(input)
+        return kernels.multiply(input, self.packed, self.out_features, self.bias)
+
+
+def _pack_linears(model: nn.Module) -> list[PackedLinear]:
+    """Pack the plain linear layers of a model that is only sampled from, where the machine multiplies so."""
+    found: list[PackedLinear] = []
+    for module in model.modules():
+        if type(module) is nn.Linear and kernels.multiplies(module.weight):
+            module.__class__ = PackedLinear
+            assert isinstance(module, PackedLinear)
+            module.pack()
+            found.append(module)
+    return found
 
 
 def needs_copy(policy: Policy, dtype: torch.dtype) -> bool:

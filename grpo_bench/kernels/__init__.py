@@ -1,0 +1,148 @@
+"""Own CPU code for sampling: all between the matrix products, and products of few rows with packed weights.
+
+On a processor one token of each row costs dozens of tensor operations per layer, of which few are products: dispatching
+them and passing over memory again and again took most of the time. ``kernels.c`` does each in one pass;
+``products.c`` reads weights in the order in which they lie. Each function equals a form in torch, which is used where
+this is not: without a C compiler, in other precisions than fp32 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_bench.kernels import build
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
+_allowed = os.environ.get("GRPO_BENCH_KERNELS", "1") != "0"
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = build.load()
+    if library is None:
+        return None
+    i, f, p, c = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
+    for name in NAMES.values():
+        attention = getattr(library, f"decode_attention_{name}")
+        attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, c]
+        getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
+    library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
+    if library.can_multiply():
+        library.packed_size.argtypes, library.packed_size.restype = [i, i], i
+        library.multiply.argtypes = [p, p, p, p, i, i, i, c]
+        for name in NAMES.values():
+            getattr(library, f"pack_{name}").argtypes = [p, i, i, p, c]
+    return library
+
+
+def use(on: bool) -> None:
+    """Let kernels be used, or not (they still are not where they cannot be compiled)."""
+    global _allowed
+    _allowed = on
+
+
+def available() -> bool:
+    """Whether kernels are used on this machine; compiles them at the first call."""
+    return _allowed and _library() is not None
+
+
+def take(x: Tensor, *others: Tensor) -> bool:
+    """Whether kernels are used for tensors like these, all of one type."""
+    same = all(other.dtype == x.dtype for other in others)
+    return _allowed and same and x.device.type == "cpu" and x.dtype in NAMES and _library() is not None
+
+
+def _threads(work: int) -> int:
+    return 1 if work < SMALL else torch.get_num_threads()
+
+
+def _dense_last(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, own: tuple[Tensor, Tensor], prompts: tuple[Tensor, Tensor],
+    counts: Tensor, sizes: Tensor, places: Tensor, scaling: float, window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """(1,H,N,d) queries and (1,K,N,d) keys and values of one new token of each row -> (1,N,H,d).
+
+    Writes the new keys and values to ``own`` (rows,K,T,d) at (N,) ``counts`` - 1; row n also sees its prompt's
+    ``sizes[n]`` tokens in ``prompts`` (P,K,S,d) at ``places[n]``. See ``policy.attention.Plan`` for the rest.
+    """
+    query, key, value = (_dense_last(x[0]) for x in (query, key, value))
+    heads, rows, width = query.shape
+    out = query.new_empty(1, rows, heads, width)
+    work = rows * heads * width * (own[0].shape[2] + prompts[0].shape[2])
+    getattr(_library(), f"decode_attention_{NAMES[query.dtype]}")(
+        query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
+        value.data_ptr(), value.stride(0), value.stride(1), own[0].data_ptr(), own[1].data_ptr(), own[0].shape[2],
+        prompts[0].data_ptr(), prompts[1].data_ptr(), prompts[0].shape[2],
+        counts.data_ptr(), sizes.data_ptr(), places.data_ptr(), out.data_ptr(), rows, heads, key.shape[0], width,
+        scaling, window or 0, softcap or 0.0, _threads(work),
+    )  # fmt: skip
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tensor:
+    """(...,h) and (h,) of one type -> (...,h): x / sqrt(mean(x²) + eps) · (shift + weight)."""
+    x, weight = x.contiguous(), weight.contiguous()
+    out, width = torch.empty_like(x), x.shape[-1]
+    getattr(_library(), f"rms_norm_{NAMES[x.dtype]}")(
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel())
+    )
+    return out
+
+
+def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(b,V) fp32 logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
+    logits, uniforms = _dense_last(logits), uniforms.contiguous()
+    tokens = torch.empty(len(logits), dtype=torch.long)
+    logps = torch.empty(len(logits), dtype=torch.float32)
+    library: Any = _library()
+    library.draw(
+        logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
+        logps.data_ptr(), _threads(logits.numel()),
+    )  # fmt: skip
+    return tokens, logps
+
+
+@cache
+def _has_tiles() -> bool:
+    library = _library()
+    return library is not None and bool(library.can_multiply())
+
+
+def multiplies(weight: Tensor) -> bool:
+    """Whether products with bfloat16 copies of ``weight`` are made here: by the processor's matrix tiles."""
+    return _allowed and weight.device.type == "cpu" and weight.dtype in NAMES and weight.dim() == 2 and _has_tiles()
+
+
+def pack(weight: Tensor) -> Tensor:
+    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16."""
+    library: Any = _library()
+    weight = weight.contiguous()
+    packed = torch.empty(library.packed_size(*weight.shape), dtype=torch.bfloat16)
+    getattr(library, f"pack_{NAMES[weight.dtype]}")(
+        weight.data_ptr(), *weight.shape, packed.data_ptr(), _threads(weight.numel())
+    )
+    return packed
+
+
+def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None) -> Tensor:
+    """(...,k) bfloat16 and packed (n,k) weights, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32."""
+    x = x.contiguous()
+    depth = x.shape[-1]
+    out = x.new_empty(*x.shape[:-1], columns)
+    library: Any = _library()
+    library.multiply(
+        x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
+        x.numel() // depth, columns, depth, _threads(columns * depth),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,201 @@
+"""The compiled forms of what sampling does equal their forms in torch, whatever shapes, threads and precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from model_data import make, network
+from torch import Tensor
+
+from grpo_bench import kernels
+from grpo_bench.kernels import build
+from grpo_bench.policy import Policy
+from grpo_bench.rollout import Noise, Sampling
+from grpo_bench.rollout.cache import SharedPrefixCache
+from grpo_bench.rollout.native import NativeEngine
+from grpo_bench.rollout.plans import DecodePlan, Shape, Where
+from grpo_bench.rollout.sampling import draw
+from grpo_bench.rollout.weights import PackedLinear, SamplingCopy
+from grpo_bench.tiny import tiny_tokenizer
+
+needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no C compiler: the forms in torch are used")
+needs_tiles = pytest.mark.skipif(not kernels.multiplies(torch.zeros(1, 1)), reason="no AMX on this processor")
+
+
+@pytest.fixture(autouse=True)
+def _allowed():
+    yield
+    kernels.use(True)
+    torch.set_num_threads(1)
+
+
+def both(function):
+    kernels.use(True)
+    fast = function()
+    kernels.use(False)
+    return fast, function()
+
+
+def decode(dtype: torch.dtype, heads: int, kv: int, width: int, window: int | None, softcap: float | None) -> Tensor:
+    """Seven rows of three prompts of unequal lengths, some of them with more tokens of their own than others."""
+    torch.manual_seed(heads + width)
+    places, counts = torch.tensor([2, 0, 0, 1, 2, 2, 1]), torch.tensor([3, 5, 1, 2, 5, 4, 5])
+    lengths = torch.tensor([6, 11, 9])
+    cache = SharedPrefixCache(3, 11, 7, 8)
+    prompt_keys, prompt_values = torch.randn(2, 3, kv, 11, width).to(dtype)
+    cache.put_prompts(0, 0, prompt_keys, prompt_values)
+    own = torch.randn(2, 7, kv, 8, width).to(dtype)
+    cache.layers[0].own_keys[:], cache.layers[0].own_values[:] = own[0], own[1]
+    query = torch.randn(1, 7, heads, width).to(dtype).transpose(1, 2)  # as modules give it: strided
+    key, value = (torch.randn(1, 7, kv, width).to(dtype).transpose(1, 2) for _ in range(2))
+    cells = places * 4 + torch.tensor([0, 0, 1, 0, 1, 2, 1])
+    grid = torch.zeros(12, dtype=torch.long)
+    grid[cells] = torch.arange(7)
+    plan = DecodePlan(cache, Shape(7, 3, 4, 11, 5, False), Where(counts, lengths[places], cells, grid))
+    out = plan.attend(0, query, key, value, 0.3, window, softcap)
+    assert torch.equal(cache.layers[0].own_keys[1, :, 4], key[0, :, 1])  # row 1's fifth token of its own
+    return out
+
+
+@needs_compiler
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (9, None), (None, 2.0)])
+@pytest.mark.parametrize(("heads", "kv", "width"), [(4, 4, 32), (9, 3, 64), (2, 1, 12), (4, 2, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_one_token_of_each_row(dtype, heads, kv, width, window, softcap):
+    fast, plain = both(lambda: decode(dtype, heads, kv, width, window, softcap))
+    near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    assert fast.shape == plain.shape
+    assert fast.dtype == dtype
+    torch.testing.assert_close(fast, plain, **near)
+
+
+@needs_compiler
+def test_threads_change_no_bit(monkeypatch):
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    logits, uniforms = torch.randn(9, 700), torch.rand(9, dtype=torch.float64)
+    weight = torch.randn(70, 50)
+
+    def all_of_them() -> list[Tensor]:
+        out = [decode(torch.float32, 4, 2, 32, None, None), *draw(logits, Sampling(1.0, 1), uniforms)]
+        out.append(kernels.rms_norm(logits, logits[0], 1e-5))
+        if kernels.multiplies(weight):
+            out.append(kernels.multiply(torch.ones(40, 50, dtype=torch.bfloat16), kernels.pack(weight), 70))
+        return out
+
+    torch.set_num_threads(1)
+    one = all_of_them()
+    torch.set_num_threads(2)
+    assert all(torch.equal(a, b) for a, b in zip(one, all_of_them(), strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm(dtype):
+    x, weight = torch.randn(3, 5, 96).to(dtype), torch.randn(96).to(dtype)
+    exact = torch.rms_norm(x.double(), (96,), weight.double(), 1e-5)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), exact.to(dtype), atol=1e-5, rtol=1e-2)
+    if dtype == torch.float32:
+        torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5).double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("words", [5, 256, 500, 49155])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_choice_of_a_token(words, temperature):
+    torch.manual_seed(words)
+    logits, uniforms = torch.randn(64, words) * 3, torch.rand(64, dtype=torch.float64)
+    logits[:, 3] = -math.inf
+    (tokens, logps), (plain_tokens, plain_logps) = both(lambda: draw(logits, Sampling(temperature, 1), uniforms))
+    assert torch.equal(tokens, plain_tokens)
+    torch.testing.assert_close(logps, plain_logps, atol=2e-6, rtol=1e-6)
+
+
+@needs_compiler
+def test_no_impossible_word_is_chosen():
+    """Two words of four are possible, of probability 1/2 each: u < 1/2 gives the first, and never the others."""
+    logits = torch.tensor([[-math.inf, 1.0, -math.inf, 1.0]]).expand(5, 4)
+    uniforms = torch.tensor([0.0, 0.4999, 0.5, 0.75, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    tokens, logps = draw(logits, Sampling(1.0, 1), uniforms)
+    assert tokens.tolist() == [1, 1, 3, 3, 3]
+    torch.testing.assert_close(logps, torch.full((5,), math.log(0.5)))
+
+
+@needs_compiler
+def test_what_is_not_a_number_chooses_some_word():
+    tokens, _ = draw(torch.full((2, 300), math.nan), Sampling(1.0, 1), torch.tensor([0.2, 0.9], dtype=torch.float64))
+    assert all(0 <= t < 300 for t in tokens.tolist())
+
+
+@needs_tiles
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 32, 32), (5, 192, 576), (40, 688, 256), (33, 200, 700)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_with_packed_weights(dtype, rows, columns, depth, bias):
+    """Weights given in fp32 are rounded to bfloat16; products of these are exact, and summed in fp32."""
+    torch.manual_seed(rows)
+    x, weight = torch.randn(2, rows, depth).bfloat16(), torch.randn(columns, depth).to(dtype)
+    plus = torch.randn(columns).bfloat16() if bias else None
+    exact = x.double() @ weight.bfloat16().double().T + (plus.double() if plus is not None else 0.0)
+    out = kernels.multiply(x, kernels.pack(weight), columns, plus)
+    torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=2**-8)  # half a unit in the last place
+
+
+@needs_tiles
+def test_a_copy_for_sampling_follows_the_weights():
+    policy = Policy(network("llama", double=False), torch.bfloat16)
+    copy = SamplingCopy(policy, torch.bfloat16)
+    assert any(isinstance(m, PackedLinear) for m in copy.policy.model.modules())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = copy.policy.model(ids).logits
+        for parameter in policy.model.parameters():
+            parameter.mul_(1.5)
+        copy.refresh()
+        fast, plain = both(lambda: copy.policy.model(ids).logits)
+        assert not torch.allclose(fast, before, atol=0.05)
+        for module in copy.policy.model.modules():
+            if isinstance(module, PackedLinear):
+                module.packed.zero_()  # nobody reads them where kernels are not used
+        torch.testing.assert_close(fast, plain, atol=0.05, rtol=0.05)
+        kernels.use(False)
+        torch.testing.assert_close(copy.policy.model(ids).logits, plain)
+        assert plain.dtype == torch.bfloat16
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_the_engine_samples_the_same_with_and_without(kind):
+    policy = Policy(network(kind, vocab=512, double=False), torch.float32)
+    tokenizer = tiny_tokenizer(make().model.tiny)
+    prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+
+    def sampled() -> list[list[int]]:
+        engine = NativeEngine(batch_size=4)
+        return engine.generate(policy, tokenizer, prompts, 3, Sampling(1.0, 12), Noise(0, "train")).completion_ids
+
+    fast, plain = both(sampled)
+    assert fast == plain
+
+
+def test_without_a_compiler_all_goes_through_torch(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    kernels._library.cache_clear()
+    try:
+        assert not kernels.available()
+        assert not kernels.take(torch.zeros(1))
+        tokens, _ = draw(torch.zeros(2, 4), Sampling(1.0, 1), torch.tensor([0.1, 0.9], dtype=torch.float64))
+        assert tokens.tolist() == [0, 3]
+    finally:
+        kernels._library.cache_clear()
+
+
+def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.load() is None
+    assert [p.name for p in (tmp_path / "grpo_bench" / "kernels").iterdir()] == []
