@@ -1,45 +1,65 @@
-/* Included once per type of element: T, LOAD to float, STORE from float, NAME for the symbols. */
+/* Included once per type of element: T, LOAD to float, STORE from float, PAIR to two vectors of floats,
+ * PLACE of an element in that order, NAME for the symbols. */
 
 /* scores[j] = key_j . q for keys of d elements each, one behind the other; four at a time hide each other's latency.
- * Inlined where d is a constant: then rows stay in registers. */
-static inline __attribute__((always_inline)) void NAME(dots)(const T *restrict keys, int64_t count, int64_t d,
-                                                             const float *restrict q, float *restrict scores) {
+ * q is in the order of PLACE. Inlined where d is a constant: then it stays in registers. */
+static inline __attribute__((always_inline)) void NAME(dots)(const T *keys, int64_t count, int64_t d, const float *q,
+                                                             float *scores) {
+  const int64_t whole = d / BOTH * BOTH;
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
     const T *k = keys + j * d;
-    float a = 0, b = 0, c = 0, e = 0;
-#pragma omp simd reduction(+ : a, b, c, e)
-    for (int64_t i = 0; i < d; i++) {
-      a += LOAD(k[i]) * q[i];
-      b += LOAD(k[i + d]) * q[i];
-      c += LOAD(k[i + 2 * d]) * q[i];
-      e += LOAD(k[i + 3 * d]) * q[i];
+    wide sums[4] = {{0}, {0}, {0}, {0}};
+    for (int64_t i = 0; i < whole; i += BOTH) {
+      const wide x = load(q + i), y = load(q + i + LANES);
+      for (int n = 0; n < 4; n++) {
+        const pair at = PAIR(k + n * d + i);
+        sums[n] += at.a * x;
+        sums[n] += at.b * y;
+      }
     }
-    scores[j] = a, scores[j + 1] = b, scores[j + 2] = c, scores[j + 3] = e;
+    for (int n = 0; n < 4; n++) scores[j + n] = across(sums[n]);
+    for (int64_t i = whole; i < d; i++)
+      for (int n = 0; n < 4; n++) scores[j + n] += LOAD(k[n * d + i]) * q[i];
   }
   for (; j < count; j++) {
-    float a = 0;
-#pragma omp simd reduction(+ : a)
-    for (int64_t i = 0; i < d; i++) a += LOAD(keys[j * d + i]) * q[i];
-    scores[j] = a;
+    wide sum = {0};
+    for (int64_t i = 0; i < whole; i += BOTH) {
+      const pair at = PAIR(keys + j * d + i);
+      sum += at.a * load(q + i);
+      sum += at.b * load(q + i + LANES);
+    }
+    scores[j] = across(sum);
+    for (int64_t i = whole; i < d; i++) scores[j] += LOAD(keys[j * d + i]) * q[i];
   }
 }
 
-/* sum += sum_j weights[j] value_j */
-static inline __attribute__((always_inline)) void NAME(weighted)(const T *restrict values, int64_t count, int64_t d,
-                                                                 const float *restrict weights, float *restrict sum) {
-  int64_t j = 0;
-  for (; j + 4 <= count; j += 4) {
-    const T *v = values + j * d;
-    const float a = weights[j], b = weights[j + 1], c = weights[j + 2], e = weights[j + 3];
-#pragma omp simd
-    for (int64_t i = 0; i < d; i++)
-      sum[i] += (a * LOAD(v[i]) + b * LOAD(v[i + d])) + (c * LOAD(v[i + 2 * d]) + e * LOAD(v[i + 3 * d]));
+/* sum += sum_j weights[j] value_j, in the order of PLACE */
+static inline __attribute__((always_inline)) void NAME(weighted)(const T *values, int64_t count, int64_t d,
+                                                                 const float *weights, float *sum) {
+  const int64_t whole = d / BOTH * BOTH;
+  for (int64_t i = 0; i < whole; i += BOTH) {
+    wide a = load(sum + i), b = load(sum + i + LANES), c = {0}, e = {0};
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2) {
+      const pair one = PAIR(values + j * d + i), two = PAIR(values + (j + 1) * d + i);
+      a += weights[j] * one.a;
+      b += weights[j] * one.b;
+      c += weights[j + 1] * two.a;
+      e += weights[j + 1] * two.b;
+    }
+    if (j < count) {
+      const pair one = PAIR(values + j * d + i);
+      a += weights[j] * one.a;
+      b += weights[j] * one.b;
+    }
+    a += c;
+    b += e;
+    memcpy(sum + i, &a, sizeof a);
+    memcpy(sum + i + LANES, &b, sizeof b);
   }
-  for (; j < count; j++) {
-#pragma omp simd
-    for (int64_t i = 0; i < d; i++) sum[i] += weights[j] * LOAD(values[j * d + i]);
-  }
+  for (int64_t i = whole; i < d; i++)
+    for (int64_t j = 0; j < count; j++) sum[i] += weights[j] * LOAD(values[j * d + i]);
 }
 
 /* One query over a prompt's and a row's own keys and values; scores is room for all of them. */
@@ -48,7 +68,7 @@ static inline __attribute__((always_inline)) void NAME(look)(const T *raw, const
                                                              int64_t d, float scaling, float softcap, float *scores,
                                                              T *restrict out) {
   float query[d], sum[d];
-  for (int64_t i = 0; i < d; i++) query[i] = LOAD(raw[i]) * scaling, sum[i] = 0;
+  for (int64_t i = 0; i < d; i++) query[PLACE(i, d)] = LOAD(raw[i]) * scaling, sum[i] = 0;
   NAME(dots)(prompt_k, prompt, d, query, scores);
   NAME(dots)(own_k, own, d, query, scores + prompt);
   const int64_t all = prompt + own;
@@ -64,7 +84,7 @@ static inline __attribute__((always_inline)) void NAME(look)(const T *raw, const
   }
   NAME(weighted)(prompt_v, prompt, d, scores, sum);
   NAME(weighted)(own_v, own, d, scores + prompt, sum);
-  for (int64_t i = 0; i < d; i++) out[i] = STORE(sum[i] / total);
+  for (int64_t i = 0; i < d; i++) out[i] = STORE(sum[PLACE(i, d)] / total);
 }
 
 /* One new token of each of N rows. Queries (H,N,d), new keys and values (K,N,d), by strides, last dimension dense; the
@@ -90,6 +110,15 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
       memcpy(values + (own - 1) * d, v + kv * v_head + n * v_row, d * sizeof(T));
       const T *shared_k = prompt_k + (places[n] * K + kv) * width * d;
       const T *shared_v = prompt_v + (places[n] * K + kv) * width * d;
+      if (item + 1 < N * K) { /* short runs far apart: the processor does not foresee them, and each line is waited for */
+        const int64_t next = (item + 1) / K, bytes = counts[next] * d * (int64_t)sizeof(T);
+        const char *k1 = (const char *)(own_k + (item + 1) * length * d);
+        const char *v1 = (const char *)(own_v + (item + 1) * length * d);
+        for (int64_t b = 0; b < bytes; b += 64) {
+          __builtin_prefetch(k1 + b);
+          __builtin_prefetch(v1 + b);
+        }
+      }
       const int64_t first = window > 0 && all > window ? all - window : 0; /* the new token sees from here */
       const int64_t from = first < prompt ? first : prompt, own_from = first > prompt ? first - prompt : 0;
       for (int64_t r = 0; r < R; r++) {
