@@ -26,14 +26,14 @@ from omegaconf import DictConfig
 from grpo_bench.config import Config, parse, run_dir, run_id
 from grpo_bench.config_checks import total_steps, updates_per_step
 from grpo_bench.config_errors import ConfigError
-from grpo_bench.jobs import Pool, child_command, one_job, outcome, say
+from grpo_bench.jobs import SWEEP, child_command, one_job, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
-from grpo_bench.preflight import Job, Plan, preflight, prepared, row_name
+from grpo_bench.pool import Pool
+from grpo_bench.preflight import Plan, preflight, prepared, row_name
 from grpo_bench.process import prepare_process
-from grpo_bench.resume import complete_line, is_complete, standing
+from grpo_bench.resume import complete_line, standing
+from grpo_bench.summary import summarise
 from grpo_bench.types import UserError
-
-SWEEP = "GRPO_BENCH_SWEEP"  # tells jobs in processes of their own what their sweep varies
 
 _JOBS = Pool()
 HELP = """usage: python -m grpo_bench [-m] [KEY=VALUE ...]
@@ -107,17 +107,21 @@ def _main(args: Namespace) -> None:
         say(f"{len(plan.jobs)} jobs to {' and '.join(sorted({str(run_dir(j.config).parent) for j in plan.jobs}))}")
         if any(job.config.study.name is None for job in plan.jobs):
             print("note: give study.name=... to make a table of these runs", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     if not args.multirun and not _asks_hydra(args.overrides):
         _run(plan.jobs[0].parsed)
         return
+    if args.multirun and plan.launcher != "basic":
+        from grpo_bench.launch import launch
+
+        sys.exit(summarise(plan, launch(plan, args.overrides, args.config_dir)))
     try:
         _entry()
         _JOBS.wait()
     finally:
         _JOBS.stop()
     if args.multirun:
-        _end(plan)
+        sys.exit(summarise(plan, _JOBS.failed))
 
 
 def _asks_hydra(overrides: list[str]) -> bool:
@@ -133,7 +137,7 @@ def _preflight(args: Namespace) -> Plan:
     return preflight(args.overrides, args.config_name or "config", args.config_dir, args.multirun, varying)
 
 
-def _terminate(*_: Any) -> NoReturn:
+def terminate(*_: Any) -> NoReturn:
     """SIGTERM as an exception: children are stopped and records closed on its way out."""
     sys.exit(143)
 
@@ -182,38 +186,14 @@ def _run(cfg: Config) -> dict[str, Any] | None:
 def _run_here(cfg: Config, label: str) -> None:
     """One job of a sweep with ``isolate=false``: its error ends it alone, its crash ends them all."""
 
-    def job() -> bool:
+    def job() -> None:
         result = _run(cfg)
         if result is not None:
             say(f"{label} done {outcome(result)}")
-        return True
 
-    if not one_job(job, label):
-        _JOBS.failed.add(run_dir(cfg))
-
-
-def _end(plan: Plan) -> None:
-    """The last lines of a sweep; exit code 1 unless every job is complete.
-
-    What lies on disk decides, but a job that failed before it could touch the record of a former run (resume=false)
-    has failed.
-    """
-    failed = [job for job in plan.jobs if not _done(job)]
-    folders = sorted({str(run_dir(job.config).parent) for job in plan.jobs if job.config.study.name is not None})
-    for folder in folders:
-        say(f"table: python -m grpo_bench.table {folder}")
-    if failed:
-        count = f"{len(failed)} of {len(plan.jobs)} jobs"
-        print(f"error: {count} are not complete; the same command continues them", file=sys.stderr)
-        sys.exit(1)
-
-
-def _done(job: Job) -> bool:
-    folder = run_dir(job.config)
-    try:
-        return folder not in _JOBS.failed and is_complete(job.config, folder)
-    except UserError:  # its own line has been printed
-        return False
+    reason = one_job(job, label)
+    if reason is not None:
+        _JOBS.failed[run_dir(cfg)] = reason
 
 
 def _show(args: Namespace) -> None:

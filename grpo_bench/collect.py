@@ -125,6 +125,12 @@ def drop(batch: Batch, keep: Tensor) -> Batch:
     return replace(batch, mask=batch.mask * keep[:, None])
 
 
+def _surprise(logps: list[list[float]] | None) -> float | None:
+    """Mean of -log p over all tokens: an unbiased estimate of the entropy of what was drawn from."""
+    tokens = sum(map(len, logps or ()))
+    return -sum(map(sum, logps or ())) / tokens if tokens else None
+
+
 def describe(experience: Experience, kept: Tensor, used: Tensor | None = None) -> dict[str, float | None]:
     """What was sampled, under the glossary's names: reward/, group/, completions/.
 
@@ -168,4 +174,5 @@ def describe(experience: Experience, kept: Tensor, used: Tensor | None = None) -
         "completions/eos_frac": mean(finished),
         "completions/terminated_len_mean": mean(lengths[finished]),
         "completions/repetition": sum(map(repetition, ids)) / len(ids),
+        "rollout/entropy": _surprise(experience.rollouts.logps),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from grpo_bench.config_errors import ConfigError, hint, key_paths, nearest, open
 from grpo_bench.paths import conf_dir
 from grpo_bench.types import UserError
 
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # launcher -> extra
 _REFUSED = (HydraException, OmegaConfBaseException, YAMLError)
 _BLAMED = re.compile(
     r"(?:Could not override|already at|Could not delete from config\.) '([^']+)'|Multiple values for (\S+)\."
@@ -104,6 +105,8 @@ def _explain(error: Exception, algo: dict[str, Any] | None, name: str) -> str:
             return f"--config-name {name}: no {name}.yaml in conf/ or --config-dir{nearest(name, _primary_names())}"
         stem = Path(error.missing_cfg_file or "").name.removesuffix(".yaml")
         options = list(error.options or [])
+        if key == "hydra/launcher" and stem in EXTRAS:
+            return f"hydra/launcher={stem} is not installed; pip install 'grpo-bench[{EXTRAS[stem]}]'"
         return f"{key}={stem} is not known{nearest(stem, options)} ({key} has {', '.join(options)})"
     if key is not None and text.startswith("Could not override"):
         full = getattr(error.__cause__, "full_key", None) or key  # of key={entry: value}
@@ -128,6 +131,7 @@ class Expansion:
     jobs: list[list[str]]
     varying: list[str]
     composed: DictConfig | None = None  # of a single job, which had to be composed to tell
+    launcher: str = "basic"  # Hydra's
 
 
 def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
@@ -150,7 +154,9 @@ def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
         if OmegaConf.select(cfg, "hydra.sweeper.params") and "hydra.mode=RUN" not in overrides:
             raise UserError(f"{name} is a sweep; add -m to run its jobs")
         return Expansion([fixed], [], cfg)
-    params = OmegaConf.select(compose(fixed, name), "hydra.sweeper.params") or {}
+    shared = compose(fixed, name)
+    params = OmegaConf.select(shared, "hydra.sweeper.params") or {}
+    launcher = str(OmegaConf.select(shared, "hydra.runtime.choices.hydra/launcher"))
     ours = [o for o in overrides if not override_key(o).startswith(("hydra.", "hydra/"))]
     hydras = [o for o in overrides if o not in ours]
     try:
@@ -158,8 +164,13 @@ def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
         jobs = BasicSweeper.split_arguments(every, None)[0]
     except HydraException as e:
         raise UserError(_explain(e, None, name)) from None
+    return Expansion([job + hydras for job in jobs], varying_keys(jobs), launcher=launcher)
+
+
+def varying_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Keys of the overrides that differ between jobs."""
     values: dict[str, set[str]] = {}
     for job in jobs:
         for line in job:
             values.setdefault(override_key(line), set()).add(line)
-    return Expansion([job + hydras for job in jobs], [key for key, lines in values.items() if len(lines) > 1])
+    return [key for key, lines in values.items() if len(lines) > 1]

@@ -10,33 +10,27 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, SerializationInfo, ValidationError, field_serializer
+from pydantic import Field, SerializationInfo, ValidationError, field_serializer, field_validator
 
 from grpo_bench import config_checks, config_errors
 from grpo_bench.config_errors import ConfigError
 from grpo_bench.config_reward import RewardConfig
 from grpo_bench.config_strict import Strict
+from grpo_bench.config_study import HypothesisConfig, StudyConfig
 from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import config_hash, run_dir, run_id
 from grpo_bench.tuned import tuned_rate
 from grpo_bench.types import UserError
 
-__all__ = ["CONFIG_VERSION", "Config", "config_hash", "parse", "run_dir", "run_id", "warnings"]
+__all__ = [
+    "CONFIG_VERSION", "Config", "HypothesisConfig", "StudyConfig",
+    "config_hash", "parse", "run_dir", "run_id", "warnings",
+]  # fmt: skip
 
 CONFIG_VERSION = 1
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
-
-
-class StudyConfig(Strict):
-    """A question answered by a sweep; ``name: null`` is a run for its own sake (results/adhoc)."""
-
-    name: str | None = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    baseline: str | None  # the arm that the others are compared with
-    margin: float = Field(gt=0, lt=1)  # accuracy difference that counts as equivalent
-    contrasts: list[list[str]]  # pairs of arms declared beforehand
-    hypotheses: list[dict[str, Any]]
 
 
 class BudgetConfig(Strict):
@@ -64,6 +58,7 @@ class EvalConfig(Strict):
     n: int = Field(ge=1)  # dev problems, a slice of train that is never trained on
     test_n: int | None = Field(ge=1)  # null: all of the test split (arithmetic: 1,000)
     samples: int = Field(ge=0)  # sampled completions per problem beside the greedy one; 0: greedy only
+    dev_samples: int | None = Field(default=None, ge=0)  # the same on dev while training; null: as many
     temperature: float = Field(gt=0)  # of the sampled ones
     ks: list[int]  # of pass@k and maj@k, none above samples
     pretrained: bool  # evaluate the model before the warm start too (once per study)
@@ -212,13 +207,15 @@ class Config(Strict):
     target_kl: float | None = Field(gt=0)
     dialect: str
     mask_truncated: bool  # take truncated answers out of the loss
+    grad_noise_every: int = Field(default=0, ge=0)  # steps between measurements of the gradient's variance; 0: never
     optim: OptimConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
     export: bool  # write the trained policy as a Hugging Face folder
     resume: bool
     isolate: bool  # run each job of a sweep in its own process
-    parallel: int = Field(ge=1)  # jobs of a sweep at once on this machine
+    parallel: int | Literal["auto"]  # jobs of a sweep at once on this machine; auto: by its cores
+    jobs_per_gpu: int = Field(1, ge=1)  # of them on one GPU at once
     results: str  # folder that records go to
     algo: Any  # an Algorithm, see grpo_bench/algos
     task: TaskConfig
@@ -226,6 +223,13 @@ class Config(Strict):
     model: ModelConfig
     rollout: RolloutConfig
     tracker: TrackerConfig
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _jobs_at_once(cls, value: Any) -> Any:
+        if value == "auto" or (str(value).isdecimal() and int(value) >= 1):
+            return value
+        raise ValueError("should be a number of at least 1, or auto")
 
     @field_serializer("algo")
     def _algo_node(self, algo: Any, info: SerializationInfo) -> dict[str, Any]:

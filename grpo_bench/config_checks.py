@@ -153,7 +153,10 @@ def _names(cfg: Config) -> list[str]:
     problems = check.contradictions(cfg)
     for pair in cfg.study.contrasts:
         if len(pair) != 2 or pair[0] == pair[1]:
-            problems.append(f"study.contrasts: {pair} should name two different arms")
+            problems.append(f"study.contrasts: {pair} should name two different rows")
+    ids = [hypothesis.id for hypothesis in cfg.study.hypotheses]
+    for id in sorted({id for id in ids if ids.count(id) > 1}):
+        problems.append(f"study.hypotheses: {id} is declared {ids.count(id)} times; give each an id of its own")
     return problems
 
 
@@ -179,8 +182,11 @@ def warnings(cfg: Config) -> list[str]:
         found.append("model.trust_remote_code=true runs code that comes with the model")
     if cfg.checkpoint.every == 0:
         found.append("checkpoint.every=0: a run that is interrupted starts over")
-    if cfg.parallel > 1 and cfg.threads is None:
-        found.append(f"parallel={cfg.parallel} with threads=null: each job takes all CPU cores; give threads=...")
+    if cfg.parallel != 1 and cfg.threads is None and cfg.device == "cpu":
+        effect = "so they run one at a time" if cfg.parallel == "auto" else "and they slow each other down"
+        found.append(
+            f"parallel={cfg.parallel} with threads=null: each job takes all CPU cores, {effect}; give threads=..."
+        )
     if cfg.task.math500_path is not None and cfg.task.eval_split != "math500":
         found.append(f"task.math500_path is inert with task.eval_split={cfg.task.eval_split}")
     return found

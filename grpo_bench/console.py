@@ -17,7 +17,7 @@ _SHOWN = {
     "reward/mean": "reward",
     "reward/correct": "correct",
     "kl/ref_k3_token": "kl",
-    "policy/entropy": "entropy",
+    "rollout/entropy": "entropy",
     "completions/len_mean": "len",
     "eval/dev/greedy/acc": "dev",
 }

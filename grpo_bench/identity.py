@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # was split, how long it went on. Everything else is identity, the dtype that a device implies included.
 NOT_IDENTITY = (
     "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
-    "checkpoint", "resume", "isolate", "parallel",
+    "checkpoint", "resume", "isolate", "parallel", "jobs_per_gpu",
     "export", "budget.amount", "rollout.batch_size", "rollout.cuda_graph", "task.verify_workers",
     "model.gradient_checkpointing", "reward.model.device", "reward.model.batch_size",
 )  # fmt: skip

@@ -11,14 +11,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from grpo_bench import needs
 from grpo_bench.config import run_dir
-from grpo_bench.files import disk_errors, write_json
+from grpo_bench.ending import reason_of, tail
+from grpo_bench.files import disk_errors
 from grpo_bench.nursery import Hatchling, Nursery
+from grpo_bench.resources import oom_kills, resident
 from grpo_bench.resume import complete_line, read, standing
 from grpo_bench.types import UserError
 
@@ -28,123 +31,105 @@ if TYPE_CHECKING:
 LIFE_SECONDS = 30.0  # between two signs of life of a job, on a terminal
 LIFE_SECONDS_LOG = 300.0  # and into a file
 GRACE_SECONDS = 20.0  # a child may finish writing before it is killed
-_CHILDREN: set[subprocess.Popen[bytes] | Hatchling] = set()  # alive now
-_NURSERY = Nursery()
+LOOK_SECONDS = 1.0  # between two looks at its memory
+CHILDREN: set[subprocess.Popen[bytes] | Hatchling] = set()  # alive now
+NURSERY = Nursery()
 RUN = [sys.executable, "-m", "grpo_bench"]
-_STOPPING = threading.Event()  # no job starts any more
+SWEEP = "GRPO_BENCH_SWEEP"  # environment: tells jobs in processes of their own what their sweep varies
+STOPPING = threading.Event()  # no job starts any more
 PROGRESS = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}
 
 
 def child_command(overrides: list[str], name: str, config_dir: str | None, row: str) -> list[str]:
     """The command that runs one job of a sweep by itself."""
     where = ["--config-name", name, *(["--config-dir", config_dir] if config_dir else [])]
-    quoted = "'" + row.replace("\\", "\\\\").replace("'", "\\'") + "'"
     ours = [o for o in overrides if not o.startswith(("hydra.mode=", "hydra/launcher=", "hydra.launcher."))]
-    return [*RUN, *where, *ours, f"row={quoted}", "hydra.mode=RUN"]
+    return [*RUN, *where, *ours, f"row={quoted(row)}", "hydra.mode=RUN"]
 
 
-class Pool:
-    """Jobs of a sweep, ``parallel`` of them at once; each is a thread that waits for its child process."""
-
-    def __init__(self) -> None:
-        self.failed: set[Path] = set()  # folders of the jobs that did
-        self._threads: ThreadPoolExecutor | None = None
-        self._waiting: list[Future[bool]] = []
-
-    def start(self, cfg: Config, command: list[str], label: str) -> None:
-        """Run the job now (``parallel: 1``), else as soon as there is room for it."""
-        if cfg.parallel == 1:
-            self._run(cfg, command, label)
-            return
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(max_workers=cfg.parallel)
-        self._waiting.append(self._threads.submit(self._run, cfg, command, label))
-
-    def _run(self, cfg: Config, command: list[str], label: str) -> bool:
-        done = one_job(lambda: run_job(cfg, command, label), label)
-        if not done:
-            self.failed.add(run_dir(cfg))
-        return done
-
-    def wait(self) -> None:
-        """Until all jobs have ended; whatever ends the parent meanwhile ends them first."""
-        try:
-            for job in as_completed(self._waiting):
-                job.result()
-        finally:
-            self.stop()
-
-    def stop(self) -> None:
-        """End the jobs that run and start no other; nothing to do when all have ended."""
-        if self._threads is None:
-            _NURSERY.close()
-            return
-        _STOPPING.set()  # before the children are counted: one that is being started right now sees it
-        for job in self._waiting:
-            job.cancel()
-        children = list(_CHILDREN)
-        for child in children:
-            child.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for child in children:
-            try:
-                child.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._threads = None
-        _NURSERY.close()
-        _STOPPING.clear()
+def quoted(text: str) -> str:
+    """A value as Hydra's grammar takes it whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def one_job(job: Callable[[], bool], label: str) -> bool:
-    """What ``job`` says, or False with its line when it raises: its error is no other job's."""
+@dataclass
+class Memory:
+    """Resident bytes of a job's processes: as last seen, and the most that they were."""
+
+    now: int = 0
+    peak: int = 0
+
+    def look(self, pid: int) -> None:
+        self.now, peak = resident(pid) if pid else (0, 0)
+        self.peak = max(self.peak, peak)
+
+
+def one_job(job: Callable[[], str | None], label: str) -> str | None:
+    """What ``job`` says: None, or why it failed. What it raises is printed as its line: its error is no other job's."""
     try:
         return job()
     except UserError as e:
-        say(f"{label} FAILED: {e}")
+        reason = str(e)
     except Exception as e:
         traceback.print_exc()
-        say(f"{label} FAILED: {type(e).__name__}: {e}")
-    return False
+        reason = f"{type(e).__name__}: {e}"
+    say(f"{label} FAILED: {reason}")
+    return reason
 
 
-def run_job(cfg: Config, command: list[str], label: str) -> bool:
-    """Run one job of a sweep in a child process unless its record is complete; whether it is complete afterwards.
+def run_job(
+    cfg: Config, command: list[str], label: str, environment: Mapping[str, str] | None = None,
+    memory: Memory | None = None,
+) -> str | None:  # fmt: skip
+    """Run one job of a sweep in a child process unless its record is complete; None when it is complete afterwards,
+    else why it failed.
 
     Prints one line at the end, and signs of life before it. What the child prints goes to ``stdout.log`` in its folder.
+    ``environment`` is put over this process's own; ``memory`` is told what the job takes.
     """
     directory = run_dir(cfg)
     if standing(cfg, directory) == "complete":
         say(f"{label} {complete_line(directory, cfg.export)}")
-        return True
+        return None
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    code = _run_child(cfg, command, directory, label)
+    memory = memory or Memory()
+    before, kills, start = read(directory / "state.json"), oom_kills(), time.monotonic()
+    code = _run_child(cfg, command, directory, label, environment or {}, memory)
     seconds = time.monotonic() - start
     result = read(directory / "result.json")
     if code == 0 and result:
+        if memory.peak:
+            with contextlib.suppress(OSError, UserError):  # a cache, no part of the record
+                needs.remember(cfg, memory=memory.peak)
         say(f"{label} done {duration(seconds)} {outcome(result)}".rstrip())
-        return True
-    reason = _reason(directory, code)
+        return None
+    after = oom_kills()
+    kernel = after - kills if after is not None and kills is not None else None
+    reason = reason_of(directory, code, before, kernel, stopped=STOPPING.is_set())
     say(f"{label} FAILED after {duration(seconds)}: {reason}; see {directory / 'stdout.log'}")
-    return False
+    return reason
 
 
-def _run_child(cfg: Config, command: list[str], directory: Path, label: str) -> int:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def _run_child(
+    cfg: Config, command: list[str], directory: Path, label: str, more: Mapping[str, str], memory: Memory
+) -> int:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
     pause = LIFE_SECONDS if sys.stdout.isatty() else LIFE_SECONDS_LOG
     with _log(directory / "stdout.log", new=not cfg.resume) as log:
         child = _start(cfg, command, log, environment)
-        _CHILDREN.add(child)
+        CHILDREN.add(child)
         with _no_orphan(child):
-            if _STOPPING.is_set():
+            if STOPPING.is_set():
                 child.terminate()
+            said = time.monotonic()
             while True:
                 try:
-                    return child.wait(timeout=pause)
+                    return child.wait(timeout=LOOK_SECONDS)
                 except subprocess.TimeoutExpired:
+                    memory.look(child.pid)
+                if time.monotonic() - said >= pause:
+                    said = time.monotonic()
                     say(f"{label} {life(cfg, directory)}")
 
 
@@ -158,7 +143,7 @@ def _start(
     on_cpu = cfg.device == "cpu" and cfg.reward.model.device != "cuda"
     if sys.platform == "linux" and on_cpu and command[:3] == RUN:
         with contextlib.suppress(OSError):
-            return _NURSERY.start(command[3:], log, environment)
+            return NURSERY.start(command[3:], log, environment)
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
         preexec_fn=die_with_parent if sys.platform == "linux" else None,
@@ -176,7 +161,7 @@ def _no_orphan(child: subprocess.Popen[bytes] | Hatchling) -> Iterator[None]:
     try:
         yield
     finally:
-        _CHILDREN.discard(child)
+        CHILDREN.discard(child)
         if child.poll() is None:
             child.terminate()
             try:
@@ -196,46 +181,35 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _reason(directory: Path, code: int) -> str:
-    """Why a child ended. A killed one could not write it down itself, so that is done here."""
-    state = read(directory / "state.json")
-    if code < 0:
-        name = signal.Signals(-code).name
-        reason = f"killed by {name}" + (", most likely out of memory" if name == "SIGKILL" else "")
-    elif state.get("status") in ("failed", "diverged") and state.get("reason"):
-        reason = str(state["reason"])
-    else:
-        reason = _last_error(directory / "stdout.log") or f"exit code {code}"
-    if state.get("status") in (None, "running"):
-        state = {**state, "status": "failed", "reason": reason, "exit_code": code}
-        try:
-            write_json(directory / "state.json", state)
-        except (UserError, OSError) as e:  # the disk that ended the job, often; its reason must not be masked
-            reason += f" ({e})"
-    return reason
-
-
-def _last_error(log: Path) -> str:
-    """The last line that names an error in what a child printed."""
-    lines = [line.strip() for line in tail(log).splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("error: ") or "Error" in line.split(":")[0]]
-    return (named or lines or [""])[-1].removeprefix("error: ")
-
-
 def life(cfg: Config, directory: Path) -> str:
-    """Where a running job is: step, reward, accuracy on dev and time left, from the last lines of its record."""
+    """Where a running job is: step, reward, share done and time left, from the last lines of its record."""
+    return progress(directory, cfg.budget.unit, cfg.budget.amount).line
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a record has come: ``fraction`` of its budget is spent (0..1), ``left`` seconds remain, if known."""
+
+    line: str
+    fraction: float = 0.0
+    left: float | None = None
+
+
+def progress(directory: Path, unit: str, amount: float) -> Progress:
+    """How far the run in ``directory`` has come with its budget, from the last lines of its record."""
     metrics, timing = _last_row(directory / "metrics.jsonl"), _last_row(directory / "timing.jsonl")
     if not metrics:
-        return "starting"
+        return Progress("starting")
     parts = [f"step {metrics.get('step')}"]
     if isinstance(metrics.get("reward/mean"), int | float):
         parts.append(f"reward {metrics['reward/mean']:.3f}")
     elapsed = timing.get("elapsed_s")
-    reached = elapsed if cfg.budget.unit == "seconds" else metrics.get(PROGRESS[cfg.budget.unit])
-    if isinstance(reached, int | float) and isinstance(elapsed, int | float) and reached > 0:
-        fraction = min(reached / cfg.budget.amount, 1.0)
-        parts.append(f"{100 * fraction:.0f} % done, {duration(elapsed * (1 - fraction) / fraction)} left")
-    return ", ".join(parts)
+    reached = elapsed if unit == "seconds" else metrics.get(PROGRESS[unit])
+    if not isinstance(reached, int | float) or not isinstance(elapsed, int | float) or reached <= 0:
+        return Progress(", ".join(parts))
+    fraction = min(reached / amount, 1.0)
+    left = elapsed * (1 - fraction) / fraction
+    return Progress(", ".join([*parts, f"{100 * fraction:.0f} % done, {duration(left)} left"]), fraction, left)
 
 
 def outcome(result: dict[str, Any]) -> str:
@@ -256,16 +230,6 @@ def duration(seconds: float) -> str:
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def tail(file: Path, size: int = 1 << 16) -> str:
-    """The last bytes of a file as text; empty when it is absent."""
-    try:
-        with open(file, "rb") as f:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - size))
-            return f.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _last_row(file: Path) -> dict[str, Any]:

@@ -101,6 +101,13 @@ _ALL: tuple[Metric, ...] = (
     Metric("policy/kl_old", "nats/token", "what target_kl is checked against: k3 after a minibatch", _TOKENS, "last"),
     Metric("policy/kl_stopped", "0 or 1", "target_kl ended the step's updates early", "step", "last"),
     Metric(
+        "rollout/entropy",
+        "nats/token",
+        "-mean log-prob of the sampled tokens, as the sampler drew them: entropy without bias, of every group",
+        "all sampled tokens",
+        "mean",
+    ),
+    Metric(
         "policy/entropy",
         "nats/token",
         "entropy at the sampling temperature, full vocabulary; without skipped groups",
@@ -109,6 +116,27 @@ _ALL: tuple[Metric, ...] = (
     ),
     Metric("policy/grad_norm", "norm", "gradient norm of the policy before clipping", "parameters", _UPDATES),
     Metric("policy/grad_norm_max", "norm", "largest such norm", "parameters", "max over the updates"),
+    Metric(
+        "policy/grad_variance",
+        "norm^2",
+        "trace of the covariance of the step's policy gradient, over independent parts of its completions",
+        "parameters",
+        "every grad_noise_every steps",
+    ),
+    Metric(
+        "policy/grad_signal",
+        "norm^2",
+        "squared norm of the step's policy gradient less its variance",
+        "parameters",
+        "every grad_noise_every steps",
+    ),
+    Metric(
+        "policy/grad_noise",
+        "ratio",
+        "variance of the step's policy gradient over its squared norm; about 1: nothing but noise",
+        "parameters",
+        "every grad_noise_every steps",
+    ),
     Metric("policy/lr", "1", "learning rate of the policy at the last update", "step", "last"),
     Metric("policy/n_updates", "updates", "optimiser steps of the policy in this step", "step", "count"),
     # KL to the reference

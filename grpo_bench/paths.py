@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -18,3 +19,11 @@ def conf_dir() -> Path:
 def sweeps_dir() -> Path | None:
     """The folder ``sweeps/``, found as ``conf_dir`` is; None where there is none."""
     return next((f for f in (_HERE / "sweeps", _HERE.parent / "sweeps") if f.is_dir()), None)
+
+
+def cache_dir() -> Path:
+    """Where what can be made again is kept (warm-started weights, what runs cost here): $GRPO_BENCH_CACHE, else
+    grpo_bench under the user's cache folder."""
+    if "GRPO_BENCH_CACHE" in os.environ:
+        return Path(os.environ["GRPO_BENCH_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grpo_bench"

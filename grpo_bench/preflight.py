@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from grpo_bench import device
-from grpo_bench.compose import compose, composing, expand, override_key
+from grpo_bench.compose import Expansion, compose, composing, expand, override_key, varying_keys
 from grpo_bench.config import Config, parse, plain, run_dir, run_id, warnings
 from grpo_bench.config_errors import ConfigError, nearest
 from grpo_bench.files import disk_errors, write_json
@@ -30,6 +30,7 @@ from grpo_bench.types import UserError
 Composed = tuple[DictConfig, dict[str, Any]]  # as composed, and as plain data
 
 SHOWN = 8  # bad jobs that are written out
+ELSEWHERE = ("submitit_slurm", "ray", "ray_aws")  # launchers whose jobs may run on other machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +52,49 @@ def preflight(
     Raises UserError for a command line that means nothing, ``ConfigError`` with the report to print when any job
     cannot run.
     """
-    jobs: list[Job] = []
-    bad: dict[tuple[str, ...], list[list[str]]] = {}  # problems -> jobs that have them
     with composing(config_dir):
         try:
             expansion = expand(overrides, name, multirun)
         except ConfigError as e:
             raise ConfigError(_report({tuple(e.lines): [overrides]}, 1)) from None
         varying = [*expansion.varying, *varying]
-        alone = functools.cache(lambda arm: compose([f"arm={arm}"], name))
-        first: dict[tuple[str, ...], Composed] = {}  # compositions by their overrides, seeds apart
-        if expansion.composed is not None:
-            first[tuple(expansion.jobs[0])] = expansion.composed, plain(expansion.composed)
-        for line in expansion.jobs:
-            try:
-                jobs.append(_job(line, name, config_dir, varying, alone, first))
-            except ConfigError as e:
-                bad.setdefault(tuple(e.lines), []).append(line)
-            except UserError as e:
-                bad.setdefault((str(e),), []).append(line)
+        return Plan(_checked(expansion, name, config_dir, varying), varying, name, expansion.launcher)
+
+
+def again(lines: list[list[str]], name: str, config_dir: str | None = None) -> Plan:
+    """The plan of jobs whose overrides are known one by one, as a study's ``jobs.json`` has them. Raises as
+    ``preflight``."""
+    with composing(config_dir):
+        expansion = Expansion(lines, varying_keys(lines))
+        return Plan(_checked(expansion, name, config_dir, expansion.varying), expansion.varying, name)
+
+
+def _checked(expansion: Expansion, name: str, config_dir: str | None, varying: list[str]) -> list[Job]:
+    jobs: list[Job] = []
+    bad: dict[tuple[str, ...], list[list[str]]] = {}  # problems -> jobs that have them
+    alone = functools.cache(lambda arm: compose([f"arm={arm}"], name))
+    first: dict[tuple[str, ...], Composed] = {}  # compositions by their overrides, seeds apart
+    if expansion.composed is not None:
+        first[tuple(expansion.jobs[0])] = expansion.composed, plain(expansion.composed)
+    for line in expansion.jobs:
+        try:
+            jobs.append(_job(line, name, config_dir, varying, alone, first, expansion.launcher in ELSEWHERE))
+        except ConfigError as e:
+            bad.setdefault(tuple(e.lines), []).append(line)
+        except UserError as e:
+            bad.setdefault((str(e),), []).append(line)
     if bad:
         raise ConfigError(_report(bad, len(expansion.jobs)))
     if shared := _shared_folders(jobs):
         raise ConfigError(shared)
-    return Plan(jobs, varying)
+    return jobs
 
 
 def prepared(overrides: list[str], name: str, config_dir: str | None) -> Plan:
     """A job of a sweep that has checked it with all the others: it is composed and parsed, and that is all."""
     with composing(config_dir):
         config = parse(compose(overrides, name))
-    return Plan([Job(overrides, config, config)], [])
+    return Plan([Job(overrides, config, config)], [], name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,8 @@ class Plan:
 
     jobs: list[Job]
     varying: list[str]  # keys that differ between the jobs
+    name: str = "config"  # of the primary configuration
+    launcher: str = "basic"  # Hydra's, that starts them
 
     def warnings(self) -> list[str]:
         """Warnings of all jobs, each once, with the rows that it concerns unless it concerns all."""
@@ -99,6 +114,11 @@ class Plan:
                 rows = found.setdefault(line, [])
                 if job.config.row not in rows:
                     rows.append(str(job.config.row))
+        if self.launcher in ELSEWHERE and any(job.config.device == "cpu" for job in self.jobs):
+            found[
+                f"hydra/launcher={self.launcher}: device=auto was resolved on this machine, to cpu; give device=cuda "
+                "for jobs that run on GPUs elsewhere"
+            ] = list({str(job.config.row) for job in self.jobs})
         total = len({job.config.row for job in self.jobs})
         return [line if len(rows) == total else f"{', '.join(rows)}: {line}" for line, rows in found.items()]
 
@@ -120,7 +140,8 @@ class Plan:
             cfg = job.config
             if cfg.study.name is not None:
                 entry = {"run_id": run_id(cfg), "arm": cfg.name, "row": cfg.row, "seed": cfg.seed}
-                folders.setdefault(study_dir(cfg), []).append(entry | {"overrides": base_names(job.overrides)})
+                entry |= {"sweep": self.name, "overrides": base_names(job.overrides)}
+                folders.setdefault(study_dir(cfg), []).append(entry)
         for folder, entries in folders.items():
             file = folder / "jobs.json"
             new = {entry["run_id"] for entry in entries}
@@ -137,9 +158,12 @@ class Plan:
 
 def row_name(config: Config, overrides: list[str], varying: list[str]) -> str:
     """The row of a table that a job belongs to: its arm and the overrides that vary, seeds apart."""
-    named = {"arm", "seed", "task"} | ({"algo"} if config.arm is None else set())
+    named = {"arm", "seed"} | ({"algo"} if config.arm is None else set())
     shown = [o for o in overrides if override_key(o) in set(varying) - named]
-    return " ".join([config.name, *(base_names(o) if override_key(o) in PATH_KEYS else o for o in shown)])
+    # a task has a folder of its own, its variants have not: task=gsm8k_long is the row's "long"
+    variants = {o: o.partition("=")[2].removeprefix(config.task.name).lstrip("_") for o in shown if o[:5] == "task="}
+    words = [base_names(o) if override_key(o) in PATH_KEYS else variants.get(o, o) for o in shown]
+    return " ".join([config.name, *filter(None, words)])
 
 
 def _job(
@@ -149,10 +173,11 @@ def _job(
     varying: list[str],
     alone: Any,
     first: dict[tuple[str, ...], Composed],
+    elsewhere: bool,
 ) -> Job:
     composed, data = _composed(overrides, name, first)
     config = parse(data)
-    problems = _missing(config) + _overruled(overrides, data, config)
+    problems = _missing(config, elsewhere) + _overruled(overrides, data, config)
     arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
     if arm is not None and config.arm != arm:
         problems.append(f"arm={config.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}")
@@ -249,12 +274,25 @@ def _arm_problems(
         if any(key == v or key.startswith(f"{v}.") or v.startswith(f"{key}.") for v in varying):
             continue
         mine, arms = OmegaConf.select(composed, key), OmegaConf.select(reference, key)
-        if mine != arms:
+        if mine != arms and not _same_rule(composed, reference, key):
             problems.append(
                 f"{key}={mine} contradicts arm={arm}, which has {key}={arms}; drop it, choose another arm, "
                 f"or vary it in the sweep ({key}={arms},{mine})"
             )
     return problems
+
+
+def _same_rule(one: DictConfig, other: DictConfig, key: str) -> bool:
+    """Both take the value from elsewhere, by the same interpolation: algo.length of another task is no other arm."""
+    parent, _, last = key.rpartition(".")
+    nodes = [OmegaConf.select(cfg, parent) if parent else cfg for cfg in (one, other)]
+    rules = []
+    for node in nodes:
+        if OmegaConf.is_interpolation(node, last):
+            raw = OmegaConf.to_container(node, resolve=False)
+            assert isinstance(raw, dict)
+            rules.append(raw[last])
+    return len(rules) == 2 and rules[0] == rules[1]
 
 
 def _own(arm: str, config_dir: str | None) -> tuple[list[str], list[str]]:
@@ -284,8 +322,8 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 # ------------------------------------------------------------------ what the configuration points at
 
 
-def _missing(cfg: Config) -> list[str]:
-    """What a run would stumble over after minutes: absent paths, packages, devices, names."""
+def _missing(cfg: Config, elsewhere: bool) -> list[str]:
+    """What a run would stumble over after minutes: absent paths, packages, devices (of this machine), names."""
     problems = []
     for key, path in (
         ("task.path", cfg.task.path),
@@ -301,7 +339,7 @@ def _missing(cfg: Config) -> list[str]:
             problems.append(str(e))
     problems += reward_check.missing(cfg)
     for key, where in (("device", cfg.device), ("reward.model.device", cfg.reward.model.device)):
-        if where == "cuda" and not device.cuda_available():
+        if where == "cuda" and not elsewhere and not device.cuda_available():
             problems.append(f"{key}=cuda: no CUDA device is visible to this torch; use {key}=cpu")
     needs = [("wandb", f"tracker={cfg.tracker.name}")] if cfg.tracker.name == "wandb" else []
     needs += [("tensorboard", "tracker=tensorboard")] if cfg.tracker.name == "tensorboard" else []
@@ -311,9 +349,9 @@ def _missing(cfg: Config) -> list[str]:
         if importlib.util.find_spec(package) is None:
             problems.append(f"{what} needs the package {package}; pip install {package}")
     names = _arms_and_algorithms()
-    for name in [cfg.study.baseline, *(arm for pair in cfg.study.contrasts for arm in pair)]:
-        if name is not None and name not in names:
-            problems.append(f"study: arm {name!r} is not known{nearest(name, names)}")
+    for arm in dict.fromkeys(row.partition(" ")[0] for row in cfg.study.rows()):
+        if arm not in names:
+            problems.append(f"study: arm {arm!r} is not known{nearest(arm, names)}")
     return problems
 
 

@@ -143,7 +143,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -157,7 +158,9 @@ def _device() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "get_num_threads"):
         return {}
-    out: dict[str, Any] = {"torch_threads": torch.get_num_threads(), "gpus": []}
+    from grpo_bench import kernels  # imports torch
+
+    out: dict[str, Any] = {"torch_threads": torch.get_num_threads(), "gpus": [], "kernels": kernels.fingerprint()}
     if torch.cuda.is_available():
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         out["cuda"] = torch.version.cuda
@@ -180,7 +183,7 @@ def collect(meta: dict[str, Any], attempt: int, continued_from: int | None) -> d
         "git": git(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "device": _device(),
         "packages": _versions(),

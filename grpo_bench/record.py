@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "RunRecord", "flatten_optimizer", "read_json", "restore_optimizer"]
 
 JOURNALS = ("metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl")
+DIAGNOSIS = "diagnosis.json"
 FOLDERS = ("tensorboard", "export")  # written beside the record, of the run that it holds
 EVAL_KEYS = frozenset(
     {"step", "split", "mode", "id", "sample", "response", "extracted", "strict", "flexible", "correct", "length"}
@@ -132,7 +133,7 @@ class RunRecord:
 
     def _wipe(self) -> None:
         # result.json first: a folder without it is an unfinished run, whatever else is still there
-        names = ["result.json", "state.json", "provenance.json", "config.yaml", "eval.jsonl.gz", *JOURNALS]
+        names = ["result.json", "state.json", "provenance.json", "config.yaml", "eval.jsonl.gz", DIAGNOSIS, *JOURNALS]
         kept = [p.name for pattern in ("result-*.json", "eval-*.jsonl.gz") for p in self.directory.glob(pattern)]
         for name in names + kept:
             (self.directory / name).unlink(missing_ok=True)
@@ -171,6 +172,7 @@ class RunRecord:
         if zipped.exists():
             write_atomic(self.directory / f"eval-{samples}.jsonl.gz", zipped.read_bytes())
         os.replace(self.directory / "result.json", self.directory / f"result-{samples}.json")
+        (self.directory / DIAGNOSIS).unlink(missing_ok=True)  # of the result that has just been put aside
         sync_folder(self.directory)
 
     # ------------------------------------------------------------------ while running
@@ -233,6 +235,10 @@ class RunRecord:
             self._write_state(content["status"], reason=content.get("reason"), exit_code=0)
             write_json(self.directory / "result.json", content)
         return content
+
+    def diagnosis(self, findings: list[dict[str, Any]]) -> None:
+        """Write ``diagnosis.json``: what the finished record shows, [] for a healthy run."""
+        write_json(self.directory / DIAGNOSIS, finite(findings))
 
     def _zip(self) -> None:
         journal, zipped = self._journals["eval.jsonl"], self.directory / "eval.jsonl.gz"

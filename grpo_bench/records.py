@@ -6,36 +6,28 @@ one is an error that names the file, since a table made from half a record would
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
+from grpo_bench.record_rows import METRICS, Scores, one_line, read_evaluations, read_json, read_jsonl, read_scores
 from grpo_bench.types import UserError
+
+__all__ = [
+    "METRICS", "Mode", "Run", "Scores", "Status", "Study",
+    "load_study", "read_evaluations", "read_json", "read_jsonl", "read_scores",
+]  # fmt: skip
 
 Status = Literal["complete", "diverged", "failed", "running", "missing"]
 Mode = Literal["greedy", "sampled"]
-METRICS = ("acc", "acc_strict", "acc_flexible")
+# a record is plain data that PyYAML wrote; its C reader takes a tenth of the time, which 70 runs feel
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RUN_ID = re.compile(r"^(?P<arm>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]+)$")
-_COLUMN = {"acc": "correct", "acc_strict": "strict", "acc_flexible": "flexible"}
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One evaluation, problem by problem: ``by[metric]`` is (problems,), a 0/1 or the mean over samples."""
-
-    ids: tuple[str, ...]
-    by: dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -98,14 +90,23 @@ class Run:
         return list(read_jsonl(self.directory / "timing.jsonl"))
 
     @cached_property
-    def provenance(self) -> dict[str, Any]:
-        """The newest attempt's entry of provenance.json; {} where there is none."""
+    def _attempts(self) -> list[dict[str, Any]]:
         path = self.directory / "provenance.json"
         loaded = read_json(path) if path.is_file() else {}
         attempts = loaded.get("attempts") if isinstance(loaded, dict) else loaded
         if isinstance(attempts, list):
-            return dict(attempts[-1]) if attempts else {}
-        return dict(loaded)
+            return [dict(entry) for entry in attempts]
+        return [dict(loaded)] if loaded else []
+
+    @property
+    def attempts(self) -> int:
+        """How often the run was begun or continued."""
+        return len(self._attempts)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The newest attempt's entry of provenance.json; {} where there is none."""
+        return self._attempts[-1] if self._attempts else {}
 
     def baseline_scores(self, which: str) -> Scores | None:
         """Greedy test scores of the untrained (``pretrained``) or warm-started (``base``) model this run began from."""
@@ -151,63 +152,11 @@ def load_study(folder: Path) -> Study:
     return Study(folder, runs, jobs)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError naming it where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {_one_line(error)}; restore it, or remove its folder and rerun") from None
-
-
-def read_jsonl(path: Path, marks: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl file, or of its .gz; none where neither exists.
-
-    Only lines that contain every string of ``marks`` are parsed: evaluation files are large and most rows unwanted.
-    A last line without its newline is still being written, and left out.
-    """
-    packed = path.with_name(path.name + ".gz")
-    if not path.is_file() and not packed.is_file():
-        return
-    source = path if path.is_file() else packed
-    number = 0
-    try:
-        with gzip.open(source, "rt", encoding="utf-8") if source is packed else source.open(encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                if not line.endswith("\n"):
-                    return
-                if all(mark in line for mark in marks):
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("not an object")
-                    yield row
-    except (ValueError, EOFError, OSError) as error:
-        where = f"{source}:{number}"
-        raise UserError(f"damaged record {where}: {_one_line(error)}; remove the run's folder and rerun it") from None
-
-
-def read_scores(directory: Path, split: str) -> Scores | None:
-    """Greedy scores of a run's last evaluation on ``split`` ("test", "dev"), by problem in the order of ids."""
-    sums: dict[str, list[float]] = {}
-    last = -1
-    try:
-        for row in read_jsonl(directory / "eval.jsonl", (f'"{split}"', '"greedy"')):
-            if row["split"] != split or row["mode"] != "greedy" or row["step"] < last:
-                continue
-            if row["step"] > last:
-                sums, last = {}, row["step"]
-            total = sums.setdefault(row["id"], [0.0, 0.0, 0.0, 0.0])
-            for i, metric in enumerate(METRICS):
-                total[i] += bool(row[_COLUMN[metric]])
-            total[3] += 1
-    except KeyError as error:
-        where = directory / "eval.jsonl"
-        raise UserError(f"damaged record {where}: a row lacks {error}; remove the run's folder and rerun it") from None
-    if not sums:
-        return None
-    ids = tuple(sorted(sums))
-    table = np.array([sums[key] for key in ids])
-    return Scores(ids, {metric: table[:, i] / table[:, 3] for i, metric in enumerate(METRICS)})
+def load_run(directory: Path) -> Run:
+    """The record of one run, whatever its state. Raises UserError where the folder holds none or it is damaged."""
+    if not directory.is_dir() or not _is_run(directory):
+        raise UserError(f"no run at {directory}: a run's folder holds config.yaml, state.json and metrics.jsonl")
+    return _load_run(directory, {})
 
 
 def _is_run(path: Path) -> bool:
@@ -284,9 +233,9 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {_one_line(error)}; remove the folder and rerun") from None
+        loaded = yaml.load(path.read_bytes(), _YAML)
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}; remove the folder and rerun") from None
     if not isinstance(loaded, dict):
         raise UserError(f"malformed {path}: it must hold the run's config; remove the folder and rerun")
     return {str(key): value for key, value in loaded.items()}
@@ -318,7 +267,3 @@ def _seed(*sources: Mapping[str, Any] | re.Match[str] | None) -> int:
         if found is not None:
             return int(found)
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,11 @@ from grpo_bench.baselines import prepare
 from grpo_bench.collect import Experience, describe, drop
 from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
+from grpo_bench.diagnose import diagnose
+from grpo_bench.diagnose.text import as_lines
 from grpo_bench.evaluate import Summary, evaluate, flat, summarise
 from grpo_bench.gather import gather, scores_first, with_extras
+from grpo_bench.gradient_noise import gradient_noise
 from grpo_bench.identity import config_hash, run_id
 from grpo_bench.policy import (
     Policy,
@@ -26,6 +29,7 @@ from grpo_bench.policy import (
     make_models,
 )
 from grpo_bench.record import RunRecord
+from grpo_bench.records import load_run
 from grpo_bench.rollout import make_engine
 from grpo_bench.signals import costs, health, score_flops, shown, signals, throughput
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
@@ -82,8 +86,8 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         record = RunRecord(directory, cfg, meta=meta)
         checkpoint = record.start()
         parts = Parts(cfg, task, tokenizer, engine, models, learner, meter, Size.of(model))
-        tracker = make_tracker(cfg, directory, meta["run_id"], cfg.study.name, checkpoint is not None)
-        code, result = 1, {}
+        tracker = make_tracker(cfg, directory, meta["run_id"], checkpoint is not None)
+        code, result, found = 1, {}, []
         try:
             state = from_checkpoint(checkpoint, parts) if checkpoint else State()
             meter.forget_peak()
@@ -97,6 +101,10 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             result = record.finish(result)
             code = 0
             console.last_line(result, directory)
+            found = diagnose(load_run(directory))
+            record.diagnosis([asdict(finding) for finding in found])
+            for line in as_lines(found):
+                console.note(line)
             return result
         except (KeyboardInterrupt, SystemExit) as e:
             code = e.code if isinstance(e, SystemExit) and isinstance(e.code, int) else 130
@@ -107,7 +115,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             record.stop("failed", str(e) if code == 2 else f"{type(e).__name__}: {e}", code)
             raise
         finally:
-            tracker.finish(code, result)
+            tracker.finish(code, result and {**result, "diagnosis": ", ".join(finding.kind for finding in found)})
             record.close()
     finally:
         console.close()
@@ -191,8 +199,12 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
         state.flops += score_flops(parts, drop(batch, ~learner.without_signal(batch)), old)
         if not algo.credits_unscored:
             batch = algo.credited(batch)
+    noise: dict[str, float] = {}
+    if cfg.grad_noise_every and state.step % cfg.grad_noise_every == 0 and state.step > algo.frozen_steps:
+        with meter.phase("eval"):  # a measurement, in no training budget
+            noise = gradient_noise(learner, batch)
     with meter.phase("update"):
-        metrics: dict[str, Any] = describe(gathered.sampled, gathered.kept, gathered.taken) | signals(batch)
+        metrics: dict[str, Any] = describe(gathered.sampled, gathered.kept, gathered.taken) | signals(batch) | noise
         updated = learner.update(batch, state.step, progress)
     metrics = updated | metrics if old else metrics | updated  # scored KLs are of the policy that sampled
     state.updates += int(updated["policy/n_updates"])
@@ -216,10 +228,11 @@ def look(parts: Parts, state: State, record: RunRecord, console: Console, split:
     """Evaluate the policy as it is now; dev while training, test once at the end: the headline."""
     cfg, task = parts.cfg, parts.task
     problems = task.dev(cfg.eval.n) if split == "dev" else task.test(cfg.eval.test_n)
+    samples = cfg.eval.samples if split == "test" or cfg.eval.dev_samples is None else cfg.eval.dev_samples
     with parts.meter.phase("eval"):
         rows = evaluate(
             cfg, task, parts.models.policy, parts.tokenizer, parts.engine, problems, split, state.step,
-            cfg.eval.samples, progress=console.evaluation,
+            samples, progress=console.evaluation,
         )  # fmt: skip
     record.evals(rows)
     return summarise(rows, cfg.eval.ks, cfg.task.answer)

@@ -79,7 +79,7 @@ def health(state: State, metrics: dict[str, Any], updated: dict[str, float]) -> 
     state.nan_in_a_row = state.nan_in_a_row + 1 if skipped else 0
     state.grad_norm_max = max(state.grad_norm_max, updated.get("policy/grad_norm_max", 0.0) if not skipped else 0.0)
     state.recent_rewards = [*state.recent_rewards[-9:], metrics["reward/mean"]]
-    for key in ("kl/ref_k3_token", "policy/entropy"):
+    for key in ("kl/ref_k3_token", "rollout/entropy"):
         if key in metrics:
             state.last[key] = metrics[key]
     metrics["health/skipped_updates"] = state.skipped_updates

@@ -168,7 +168,7 @@ def result_of(
         },
         "stability": {
             "kl_final": state.last.get("kl/ref_k3_token"),
-            "entropy_final": state.last.get("policy/entropy"),
+            "entropy_final": state.last.get("rollout/entropy"),
             "grad_norm_max": state.grad_norm_max,
             "nan_steps": state.nan_steps,
             "skipped_updates": state.skipped_updates,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 15.0  # for a server that does not answer; then offline
 FINISH_SECONDS = 30.0  # for what is still unsent when the run is over
+GROUP_LIMIT, TAG_LIMIT = 128, 64  # characters that wandb takes
 QUEUE = 10_000  # calls waiting on a mirror that does not keep up; more are dropped
 
 
@@ -49,19 +50,18 @@ class Tracker(Protocol):
         """Send what is left and close; ``summary`` is the run's result, nested or not. A second call does nothing."""
 
 
-def make_tracker(cfg: Config, directory: Path, run_id: str, group: str | None, resumed: bool) -> Tracker:
+def make_tracker(cfg: Config, directory: Path, run_id: str, resumed: bool) -> Tracker:
     """The tracker that ``cfg.tracker`` names.
 
-    ``group`` is what runs are grouped by (the study); the arm is the job type. ``resumed``: the run continues from a
-    checkpoint, so it continues its curve there too; otherwise it begins a new one. UserError when the package is not
-    installed; nothing else that goes wrong is the run's concern.
+    ``resumed``: the run continues from a checkpoint, so it continues its curve there too; otherwise it begins a new
+    one. UserError when the package is not installed; nothing else that goes wrong is the run's concern.
     """
     match cfg.tracker.name:
         case "none":
             return Nothing()
         case "wandb":
             _require("wandb")
-            return Mirror("wandb", lambda: Wandb(cfg, directory, run_id, group, resumed))
+            return Mirror("wandb", lambda: Wandb(cfg, directory, run_id, resumed))
         case "tensorboard":
             _require("tensorboard")
             return Mirror("tensorboard", lambda: Tensorboard(cfg, directory, resumed))
@@ -160,12 +160,11 @@ class Mirror(Closing):
 class Wandb(Closing):
     """Weights & Biases in a process of its own; online with an account and a server that answers, else offline."""
 
-    def __init__(self, cfg: Config, directory: Path, run_id: str, group: str | None, resumed: bool) -> None:
+    def __init__(self, cfg: Config, directory: Path, run_id: str, resumed: bool) -> None:
         arguments: dict[str, Any] = {
-            **{"project": cfg.tracker.project, "entity": cfg.tracker.entity, "name": run_id, "group": group},
-            **{"job_type": cfg.arm or cfg.algo.name, "id": _attempt_id(directory, run_id, resumed)},
+            **{"project": cfg.tracker.project, "entity": cfg.tracker.entity, "name": run_id, **place_of(cfg)},
+            "id": _attempt_id(directory, run_id, resumed),
             "dir": str(directory.resolve()),
-            "tags": [*cfg.tracker.tags, cfg.algo.name, cfg.task.name, cfg.model.name],
             "config": without_places(cfg.model_dump(mode="json", by_alias=True)),
         }
         code = "from grpo_bench.wandb_process import main; main()"
@@ -216,6 +215,23 @@ class Wandb(Closing):
             raise ToldError
         if code:
             raise ConnectionError(f"its process ended with exit code {code}")
+
+
+def place_of(cfg: Config) -> dict[str, Any]:
+    """Where a run stands in its project, so that a workspace of a study shows what the study's tables compare.
+
+    ``group``: the row of the table, so that its seeds become one curve with a band, below its study and task, since
+    rows of other studies in the project have the same names; ``job_type``: what kind of run it is; ``tags``: the
+    user's own, and study, task, arm, algorithm and model to filter by.
+    """
+    row = cfg.row or cfg.arm or cfg.algo.name
+    group = f"{cfg.study.name}-{cfg.task.name} {row}" if cfg.study.name else row
+    tags = [*cfg.tracker.tags, cfg.study.name, cfg.task.name, cfg.arm, cfg.algo.name, cfg.model.name]
+    return {
+        "group": group[:GROUP_LIMIT],
+        "job_type": "train",
+        "tags": list(dict.fromkeys(tag[:TAG_LIMIT] for tag in tags if tag)),
+    }
 
 
 class Tensorboard(Closing):

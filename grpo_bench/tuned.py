@@ -12,6 +12,8 @@ from grpo_bench.paths import conf_dir
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from grpo_bench.config import Config
 
 
@@ -20,11 +22,22 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else {}  # type: ignore[arg-type]
 
 
+def namesakes(name: str, known: Iterable[str]) -> list[str]:
+    """Those of ``known`` that an arm is called after, nearest first: ppo_tuned_cold, ppo_tuned, ppo.
+
+    An arm is named after the one that it changes a thing of, and takes over its learning rate.
+    """
+    found = [other for other in known if name == other or name.startswith(f"{other}_")]
+    return sorted(found, key=len, reverse=True)
+
+
 def tuned_rate(key: str, cfg: Config) -> float:
-    """The value of ``key`` (lr or critic_lr) for a run: of its arm, its algorithm, the task and model, or of all."""
+    """The value of ``key`` (lr or critic_lr) for a run: of its arm (or the arm that it is named after), its algorithm,
+    the task and model, or of all."""
     file = conf_dir() / "tuned" / f"{cfg.task.name}-{cfg.model.name}.yaml"
-    names = [cfg.arm, cfg.algo.name, "default"]
-    found = [entry[key] for name in names if (entry := _load(file).get(name)) and entry.get(key) is not None]
+    entries = _load(file)
+    names = [*(namesakes(cfg.arm, entries) if cfg.arm else []), cfg.algo.name, "default"]
+    found = [entry[key] for name in names if (entry := entries.get(name)) and entry.get(key) is not None]
     value = found[0] if found else _load(conf_dir() / "tuned" / "default.yaml")[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise UserError(f"{file.name}: {key}={value!r} should be a number of at least 0 and below 1")

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 
 from grpo_bench.metrics import COUNTERS
 
-X_AXES = ("samples", "generated_tokens", "time/total_s")
+# every unit that a budget can be equal in is an axis to choose; the first is the one that charts open with
+X_AXES = ("samples", "generated_tokens", "time/total_s", "updates", "flops")
 
 _stderr: TextIO = sys.stderr
 
@@ -41,7 +42,7 @@ def serve(lines: TextIO) -> None:
     run = _init(wandb, order)
     for axis in X_AXES:
         run.define_metric(axis)
-    run.define_metric("*", step_metric="samples")
+    run.define_metric("*", step_metric=X_AXES[0])
     exit_code, axes = 1, {}
     for line in lines:
         match json.loads(line):
@@ -70,9 +71,7 @@ def _init(wandb: Any, order: dict[str, Any]) -> Any:
     )
     arguments = order["init"] | {"settings": settings}
     wandb.setup(settings=wandb.Settings(silent=True))
-    mode = order["mode"]
-    if mode == "auto":  # an argument would win over the variable
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    mode = mode_of(wandb, order["mode"])
     if mode != "online":
         return wandb.init(mode=mode, **arguments)  # offline there is nothing to continue: sync joins equal ids
     try:
@@ -81,6 +80,13 @@ def _init(wandb: Any, order: dict[str, Any]) -> Any:
         _warn(f"wandb is offline for this run ({_first_line(error)}); wandb sync sends it later")
         wandb.teardown()
         return wandb.init(mode="offline", **arguments)
+
+
+def mode_of(wandb: Any, asked: str) -> str:
+    """What ``auto`` stands for: WANDB_MODE, else online with an account and offline without."""
+    if asked != "auto":  # an argument wins over the variable
+        return asked
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
 
 
 def _watchdog(seconds: float) -> None:

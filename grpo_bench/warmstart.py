@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import nn
 
 from grpo_bench.files import disk_errors, write_atomic
+from grpo_bench.paths import cache_dir
 from grpo_bench.policy import Policy, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.finish import end_tokens
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 WARMUP = 20  # updates of rising learning rate
 VERSION = 2  # of what this file does to weights; part of the cache's key
-
-
-def cache_dir() -> Path:
-    """Where warm-started weights are kept: $GRPO_BENCH_CACHE, else grpo_bench under the user's cache folder."""
-    if "GRPO_BENCH_CACHE" in os.environ:
-        return Path(os.environ["GRPO_BENCH_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "grpo_bench"
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 HASHES = {"ppo": "aaaaaaaa", "grpo": "bbbbbbbb"}
@@ -111,7 +113,7 @@ def default_curve(seed: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for step in range(1, 5):
         line = {"step": step, "samples": 256 * step, "reward/mean": 0.1 * step + 0.01 * seed}
-        line |= {"policy/entropy": 1 / step, "kl/ref_k3_token": 0.002 * step}
+        line |= {"rollout/entropy": 1 / step, "kl/ref_k3_token": 0.002 * step}
         line |= {"completions/len_mean": 20.0 + step, "adv/std": 0.5}
         lines.append(line | ({"eval/dev/greedy/acc": 0.2 * step} if step % 2 == 0 else {}))
     return lines
@@ -136,3 +138,94 @@ def write_jobs(folder: Path, *jobs: tuple[str, int]) -> None:
         for arm, seed in jobs
     ]  # fmt: skip
     (folder / "jobs.json").write_text(json.dumps({"jobs": entries}))
+
+
+# ---------------------------------------------------------------- a study of realistic size
+
+CLAIMS = [
+    {"id": "grpo_better", "claim": "GRPO ends higher than PPO.", "rows": ["grpo_g8", "ppo"], "expect": "greater"},
+    {"id": "beats_base", "claim": "GRPO beats its start.", "rows": ["grpo_g8", "warm-started"], "expect": "greater"},
+    {
+        "id": "half", "claim": "GRPO trains half the parameters.", "rows": ["grpo_g8", "ppo"], "measure": "parameters",
+        "expect": "less", "scale": "ratio", "at_least": 0.45, "at_most": 0.55,
+    },
+    {
+        "id": "area", "claim": "Larger groups learn more.", "rows": ["grpo_g4", "grpo_g8", "grpo_g16"],
+        "measure": "learning_curve_area", "expect": "increasing", "source": "the article's claim",
+    },
+]  # fmt: skip
+
+
+def write_study(
+    folder: Path,
+    arms: Mapping[str, float],
+    seeds: Sequence[int],
+    *,
+    steps: int = 6,
+    problems: int = 40,
+    dev: int = 8,
+    every: int = 2,
+    samples: int = 1,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """``arms`` with the share of problems that each solves in the end, give or take its seed's luck; every record has
+    the rows and keys of a real one: greedy and sampled test answers, dev evaluations, metrics and clocks by step."""
+    base = [int(i % 5 < 2) for i in range(problems)]
+    settings = config("ppo", "ppo", 0)["study"] | {"baseline": next(iter(arms)), "hypotheses": CLAIMS}
+    settings["contrasts"] = [[name, next(iter(arms))] for name in list(arms)[1:]]
+    for place, (name, share) in enumerate(arms.items()):
+        for seed in seeds:
+            rng = np.random.default_rng([place, seed])
+            luck = 0.02 * rng.standard_normal()
+            correct = (rng.random(problems) < share + luck).astype(int).tolist()
+            size = int(name.rsplit("_g", 1)[1]) if "_g" in name else 1
+            own = {"study": settings, "group_size": size, "lr": 1e-4, "epochs": 1, "minibatches": 1}
+            run = write_run(
+                folder, name, seed, correct, base=base, curve=learning_curve(rng, share, steps, every, size),
+                changes=own | dict((changes or {}).get(name, {})),
+            )  # fmt: skip
+            lines = []
+            for step in range(0, steps + 1, every):
+                right = (rng.random(dev) < share * (0.5 + 0.5 * step / steps)).astype(int).tolist()
+                lines += rows(right, split="dev", step=step)
+            lines += rows(correct, step=steps)
+            for k in range(samples):
+                lines += [row | {"mode": "sampled", "sample": k} for row in rows(correct, step=steps)]
+            answer = "7 + 5 = 12 ; 12 - 3 = 9 ; 9 + 8 = 17 ; 17 - 4 = 13 #### 13"
+            write_gz(run, [row | {"response": answer} for row in lines])
+            _tell_apart(folder, run, name, seed)
+
+
+def _tell_apart(folder: Path, run: Path, name: str, seed: int) -> None:
+    """A hash and a name of its own per row: the builder's hash is of the algorithm alone."""
+    own = f"{abs(zlib.crc32(name.encode())):08x}"
+    result = json.loads((run / "result.json").read_text())
+    run_id = f"{name}-s{seed}-{own}"
+    (run / "result.json").write_text(json.dumps(result | {"run_id": run_id, "config_hash": own}))
+    run.rename(folder / run_id)
+
+
+def learning_curve(rng: np.random.Generator, share: float, steps: int, every: int, size: int) -> list[dict[str, Any]]:
+    """Metric lines as a run writes them, from before the first step; some thirty numbers each."""
+    lines: list[dict[str, Any]] = []
+    for step in range(steps + 1):
+        height = 0.4 + (share - 0.4) * (1 - 2.0 ** (-6 * step / steps))
+        line: dict[str, Any] = {"step": step, "samples": 128 * step, "generated_tokens": 2000 * step, "updates": step}
+        if step:
+            noise = rng.standard_normal(40)
+            line |= {f"reward/{name}": float(height + 0.01 * x) for name, x in zip(_REWARDS, noise, strict=False)}
+            line |= {f"completions/{name}": float(18 + x) for name, x in zip(_LENGTHS, noise, strict=False)}
+            line |= {f"adv/{name}": float(x) for name, x in zip(_STATS, noise, strict=False)}
+            line |= {f"policy/{name}": float(abs(x)) for name, x in zip(_POLICY, noise[9:], strict=False)}
+            line |= {"group/frac_zero_std": 0.1 if size > 1 else 1.0, "adv/std": 0.97, "kl/ref_k3_token": 0.001 * step}
+            line |= {"rollout/entropy": 0.5 / (1 + step), "completions/truncated_frac": 0.0, "policy/clip_frac": 0.01}
+        if step % every == 0:
+            line |= {"eval/dev/greedy/acc": float(height + 0.01 * rng.standard_normal())}
+        lines.append(line)
+    return lines
+
+
+_REWARDS = ("mean", "std", "min", "max", "group_std_mean", "correct", "flexible", "format")
+_LENGTHS = ("len_mean", "len_min", "len_max", "len_correct", "len_wrong", "eos_frac", "repetition")
+_STATS = ("mean", "min", "max", "abs_mean")
+_POLICY = ("loss", "ratio_mean", "ratio_max", "ratio_min", "approx_kl_k1", "approx_kl_k3", "kl_old", "grad_norm", "lr")

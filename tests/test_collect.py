@@ -76,7 +76,8 @@ class Canned:
         ended: Any = None,
     ) -> Rollouts:
         self.seen = (sampling, noise)
-        return Rollouts(prompt_ids, self.ids, self.texts, self.finished, group_size)
+        logps = [[-0.25 * (1 + row)] * len(own) for row, own in enumerate(self.ids)]
+        return Rollouts(prompt_ids, self.ids, self.texts, self.finished, group_size, logps)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,7 @@ def test_a_step_described_by_hand(experience: Experience) -> None:
         "completions/eos_frac": 5 / 6,
         "completions/terminated_len_mean": (7 + 2 + 3 + 4 + 2) / 5,
         "completions/repetition": 0.5 / 6,  # the first row's, see above
+        "rollout/entropy": 0.25 * sum((1 + row) * n for row, n in enumerate(lengths)) / sum(lengths),
     }
     assert got == pytest.approx(want, abs=1e-5)
 

@@ -22,6 +22,7 @@ from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import fingerprint
 from grpo_bench.paths import conf_dir
 from grpo_bench.preflight import preflight
+from grpo_bench.tuned import namesakes
 from grpo_bench.types import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -94,7 +95,8 @@ def test_every_sweep_composes_and_parses(name: str, tmp_path: Path) -> None:
     classifier.mkdir(parents=True)
     (classifier / "config.json").write_text('{"num_labels": 1}')
     (classifier / "model.safetensors").touch()
-    plan = preflight([f"results={tmp_path}"], name, str(REPO / "sweeps"), multirun=True)
+    # two seeds of every row: others differ in nothing else
+    plan = preflight(["seed=0,1", f"results={tmp_path}"], name, str(REPO / "sweeps"), multirun=True)
     assert len(plan.jobs) >= 2
     assert {job.config.study.name for job in plan.jobs} == {name}
     assert len({run_id(job.config) for job in plan.jobs}) == len(plan.jobs)
@@ -162,6 +164,14 @@ def test_rates_resolve_by_arm_then_algorithm_then_default(tmp_path: Path, monkey
     (tmp_path / "tuned" / "gsm8k-smollm2-135m.yaml").write_text("grpo: {lr: fast}\n")
     with pytest.raises(UserError, match=r"gsm8k-smollm2-135m\.yaml: lr='fast' should be a number"):
         make("task=gsm8k", "model=smollm2-135m")
+
+
+def test_an_arm_takes_the_rate_of_the_one_it_is_named_after() -> None:
+    known = ["default", "ppo", "ppo_tuned", "grpo", "grp"]
+    assert namesakes("ppo_tuned_cold", known) == ["ppo_tuned", "ppo"]
+    assert namesakes("grpo_no_std", known) == ["grpo"]  # whose algorithm is dr_grpo
+    assert namesakes("grpo", known) == ["grpo"]
+    assert namesakes("ppo_tunedish", known) == ["ppo"]  # whole words only
 
 
 def test_every_tuned_file_names_arms_algorithms_and_rates() -> None:
@@ -255,7 +265,7 @@ def test_device_and_dtype() -> None:
         (["model.path=weights"], "model=tiny is built from config; for a model on disk or from the hub give model=hf"),
         (["model.tiny.heads=3"], "model.tiny: hidden_size=128 should be an even multiple of heads=3"),
         (["task.max_new_tokens=500"], "task.max_prompt_tokens + task.max_new_tokens = 628 exceeds model.tiny"),
-        (["study.contrasts=[[ppo]]"], "study.contrasts: ['ppo'] should name two different arms"),
+        (["study.contrasts=[[ppo]]"], "study.contrasts: ['ppo'] should name two different rows"),
         (["algo.class=nowhere:Thing"], "algo.class=nowhere:Thing cannot be loaded"),
         (["algo.class=json:loads"], "algo.class=json:loads is not a subclass of grpo_bench.algos.Algorithm"),
         (["task.prompt.template=${nowhere}"], "Interpolation key 'nowhere' not found"),
@@ -534,3 +544,48 @@ def test_names_of_runs_and_folders() -> None:
     assert run_dir(adhoc) == Path("results/adhoc") / run_id(adhoc)
     assert run_dir(study) == Path("out/groups-arithmetic") / f"grpo_g16-s0-{config_hash(study)}"
     assert len(config_hash(adhoc)) == 8
+
+
+# ------------------------------------------------------------------ hypotheses
+
+LEAD = {"id": "lead", "claim": "GRPO leads.", "rows": ["grpo_g8", "ppo_tuned"], "expect": "greater"}
+
+
+def studied(*hypotheses: dict[str, Any]) -> Config:
+    data = json.loads(_composed(()))
+    return parse({**data, "study": {**data["study"], "hypotheses": list(hypotheses)}})
+
+
+def test_a_hypothesis_is_data_with_defaults() -> None:
+    (found,) = studied(LEAD).study.hypotheses
+    assert (found.measure, found.scale, found.at_least, found.at_most) == ("accuracy", "difference", None, None)
+    assert config_hash(studied(LEAD)) == config_hash(make())  # what is expected of a run is no part of it
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rows": ["a", "b", "c"]}, "hypothesis lead: expect=greater compares two rows, not 3"),
+        ({"expect": "flat"}, "hypothesis lead: expect=flat is over three rows or more"),
+        ({"rows": ["ppo", "ppo"]}, "hypothesis lead names a row twice"),
+        ({"at_least": 2.0, "at_most": 1.0}, "hypothesis lead: at_least=2 is above at_most=1"),
+        ({"expect": "better"}, "study.hypotheses.0.expect='better': should be 'greater', 'less', 'equal',"),
+        ({"id": "Lead!"}, "study.hypotheses.0.id='Lead!': String should match pattern"),
+        ({"measur": "reward"}, "unknown option 'study.hypotheses.0.measur'"),
+    ],
+)
+def test_a_hypothesis_that_means_nothing_is_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        studied(LEAD | changes)
+    assert any(expected in line for line in caught.value.lines), caught.value.lines
+
+
+def test_a_hypothesis_is_declared_once() -> None:
+    with pytest.raises(ConfigError, match="lead is declared 2 times; give each an id of its own"):
+        studied(LEAD, LEAD)
+
+
+def test_a_study_knows_the_rows_that_it_names() -> None:
+    before = LEAD | {"id": "gain", "rows": ["grpo_g8 kl_coef=0.1", "warm-started"]}
+    study = studied(LEAD, before).study.model_copy(update={"baseline": "ppo", "contrasts": [["grpo_g8", "ppo"]]})
+    assert study.rows() == ["ppo", "grpo_g8", "ppo_tuned", "grpo_g8 kl_coef=0.1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from grpo_bench import trackers
+from grpo_bench import trackers, wandb_process
 from grpo_bench.trackers import Mirror, Nothing, make_tracker
 from grpo_bench.types import UserError
 
@@ -25,6 +26,10 @@ REPO = Path(__file__).resolve().parent.parent
 
 class Named(BaseModel):
     name: str
+
+
+class Study(BaseModel):
+    name: str | None = "group_size"
 
 
 class TrackerSettings(BaseModel):
@@ -39,6 +44,8 @@ class Settings(BaseModel):
     """As much of a config as a tracker reads."""
 
     arm: str | None = "grpo_g8"
+    row: str | None = "grpo_g8 kl_coef=0.04"
+    study: Study = Study()
     algo: Named = Named(name="grpo")
     task: Named = Named(name="arithmetic")
     model: Named = Named(name="tiny")
@@ -64,7 +71,7 @@ def play(tracker: trackers.Tracker) -> None:
 
 
 def test_none(tmp_path):
-    tracker = make_tracker(settings("none"), tmp_path, "r", None, False)
+    tracker = make_tracker(settings("none"), tmp_path, "r", False)
     assert isinstance(tracker, Nothing)
     play(tracker)
     assert list(tmp_path.iterdir()) == []
@@ -73,14 +80,14 @@ def test_none(tmp_path):
 def test_missing_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[wandb\]', or tracker=none"):
-        make_tracker(settings("wandb"), tmp_path, "r", None, False)
+        make_tracker(settings("wandb"), tmp_path, "r", False)
 
 
 def test_tensorboard_event_file_can_be_read(tmp_path, capsys):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    play(make_tracker(settings("tensorboard"), tmp_path, "r", None, False))
+    play(make_tracker(settings("tensorboard"), tmp_path, "r", False))
     assert capsys.readouterr().err == ""
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -98,12 +105,12 @@ def test_tensorboard_continued_curve_has_no_point_twice(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = make_tracker(settings("tensorboard"), tmp_path, "r", None, False)
+    first = make_tracker(settings("tensorboard"), tmp_path, "r", False)
     for step in (1, 2, 3):
         first.log({"samples": 8 * step, "reward/mean": 0.1 * step}, step)
     first.finish(1, {})
     time.sleep(1.1)  # event files are ordered by the second in their name
-    second = make_tracker(settings("tensorboard"), tmp_path, "r", None, True)  # continues after step 1
+    second = make_tracker(settings("tensorboard"), tmp_path, "r", True)  # continues after step 1
     for step in (2, 3):
         second.log({"samples": 8 * step, "reward/mean": 0.1 * step}, step)
     second.finish(0, {})
@@ -167,6 +174,48 @@ def test_context_manager_finishes_a_failed_run_and_leaves_a_finished_one():
     assert ends == [1, 0]
 
 
+def test_place_of_a_run_in_its_project():
+    cfg = settings("wandb")
+    assert trackers.place_of(cfg) == {
+        "group": "group_size-arithmetic grpo_g8 kl_coef=0.04",
+        "job_type": "train",
+        "tags": ["test", "group_size", "arithmetic", "grpo_g8", "grpo", "tiny"],
+    }
+    alone = cfg.model_copy(update={"study": Study(name=None), "arm": None, "row": None})
+    assert trackers.place_of(alone) == {
+        "group": "grpo", "job_type": "train", "tags": ["test", "arithmetic", "grpo", "tiny"],
+    }  # fmt: skip
+    long = cfg.model_copy(update={"row": "r" * 200, "arm": "a" * 80, "algo": Named(name="a" * 80)})
+    place = trackers.place_of(long)
+    assert len(place["group"]) == 128
+    assert [len(tag) for tag in place["tags"]] == [4, 10, 10, 64, 4]  # wandb refuses longer ones
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def define_metric(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append((*args, kwargs))
+
+
+def test_every_unit_of_a_budget_is_an_axis_to_choose(monkeypatch):
+    class EndError(Exception):
+        pass
+
+    def lines() -> Iterator[str]:
+        yield json.dumps({"finish_seconds": 1})
+        raise EndError
+
+    run = FakeRun()
+    monkeypatch.setitem(sys.modules, "wandb", type(sys)("wandb"))
+    monkeypatch.setattr(wandb_process, "_init", lambda wandb, order: run)
+    with pytest.raises(EndError):
+        wandb_process.serve(lines())
+    axes = ["samples", "generated_tokens", "time/total_s", "updates", "flops"]
+    assert run.calls == [*((axis, {}) for axis in axes), ("*", {"step_metric": "samples"})]
+
+
 def test_id_is_fresh_per_attempt_and_kept_when_continued(tmp_path):
     first = trackers._attempt_id(tmp_path, "run-s0-abcd", False)
     assert trackers._attempt_id(tmp_path, "run-s0-abcd", True) == first
@@ -183,7 +232,7 @@ import test_trackers as t
 from grpo_bench import trackers
 mode, folder, limit = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 trackers.INIT_SECONDS, trackers.FINISH_SECONDS = 3.0, limit
-tracker = trackers.make_tracker(t.settings("wandb", mode), folder, "run-s0-abcd", "study", False)
+tracker = trackers.make_tracker(t.settings("wandb", mode), folder, "run-s0-abcd", False)
 tracker.log({**t.METRICS, **t.TIMING}, 1)
 print("started", flush=True)
 if sys.stdin.readline():
@@ -239,7 +288,9 @@ def test_wandb_offline_writes_a_run_without_an_account(tmp_path):
     written = wandb_file(tmp_path)
     assert (tmp_path / "wandb" / "id").read_text() in written.name
     content = written.read_bytes()
-    for text in (b"reward/mean", b"time/rollout_s", b"generated_tokens", b"grpo_g8", b"study", b"final/greedy/acc"):
+    for text in (b"reward/mean", b"time/rollout_s", b"generated_tokens", b"final/greedy/acc"):
+        assert text in content
+    for text in (b"group_size-arithmetic grpo_g8 kl_coef=0.04", b"group_size", b"arithmetic", b"grpo_g8", b"tiny"):
         assert text in content
     assert b"/home/somebody" not in content
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/completions*.json"))

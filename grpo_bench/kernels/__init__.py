@@ -53,6 +53,11 @@ def available() -> bool:
     return _allowed and _library() is not None
 
 
+def fingerprint() -> str | None:
+    """What the kernels in use were compiled from, with and for; None where torch's forms are used."""
+    return build.fingerprint() if available() else None
+
+
 def take(x: Tensor, *others: Tensor) -> bool:
     """Whether kernels are used for tensors like these, all of one type."""
     same = all(other.dtype == x.dtype for other in others)

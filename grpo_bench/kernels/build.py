@@ -39,6 +39,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_bench" / "kernels"
 
 
+def fingerprint() -> str | None:
+    """Names sources, flags, compiler and processor."""
+    found = compiler()
+    return None if found is None else _key(found)
+
+
 def load() -> ctypes.CDLL | None:
     """The compiled library, compiled first if this machine has not; None without a compiler or a place to keep it.
 

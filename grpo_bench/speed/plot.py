@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grpo_bench.figures import COLOURS, FAINT, INK, STYLE, _save, blank
+from grpo_bench.figures import COLOURS, FAINT, INK, STYLE, blank, save
 from grpo_bench.speed.child import PHASES
 from grpo_bench.speed.workloads import CURVES
 
@@ -22,7 +22,7 @@ def draw(summary: dict[str, Any], title: str, folder: Path) -> list[Path]:
             made.append(("speed", bars(summary["contenders"], title)))
         if summary["curves"]:
             made.append(("growth", growth(summary["curves"], title)))
-        return [path for name, figure in made for path in _save(figure, folder / name)]
+        return [path for name, figure in made for path in save(figure, folder / name)]
 
 
 def bars(lines: list[dict[str, Any]], title: str) -> Figure:

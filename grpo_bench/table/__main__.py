@@ -1,73 +1,81 @@
-"""``python -m grpo_bench.table FOLDER [baseline=ARM] [into=FILE.md]``: Markdown to stdout, paths to stderr."""
+"""``python -m grpo_bench.table FOLDER [baseline=ROW] [into=FILE.md [figure=NAME]] [tuned=FILE.yaml]``.
+
+Markdown to stdout, paths to stderr.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from grpo_bench.table import write
+from grpo_bench.table import build, write
+from grpo_bench.table.brief import brief, insert
+from grpo_bench.table.ledger import write_tuned
 from grpo_bench.types import UserError
 
-SHOWN = ("Accuracy", "PPO and GRPO")
-USAGE = "python -m grpo_bench.table results/<study>-<task> [baseline=ARM] [into=FILE.md]"
+USAGE = (
+    "python -m grpo_bench.table results/<study>-<task> [baseline=ROW] [into=FILE.md [figure=NAME]] "
+    "[tuned=conf/tuned/<task>-<model>.yaml]"
+)
+HELP = f"""{USAGE}
+Writes table.md, .csv, .tex, .json, a CSV per table and figures into the folder, from its records alone.
+into=FILE.md also puts the short form there, between <!-- table:STUDY-TASK --> and <!-- /table -->; figure=accuracy adds
+that figure of the folder below it. tuned=FILE.yaml writes the learning rates that a sweep over them chose on dev."""
+
+
+class Arguments(NamedTuple):
+    folder: Path
+    baseline: str | None = None
+    into: Path | None = None
+    figure: str | None = None
+    tuned: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr for bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP)
+        return 0
     try:
-        folder, baseline, into = _arguments(sys.argv[1:] if argv is None else argv)
-        if folder is None:
-            print(f"{USAGE}\nWrites table.md, .csv, .tex, .json and figures into the folder, from its records alone.")
-            print("into=FILE.md also replaces what stands there between <!-- table:STUDY-TASK --> and <!-- /table -->.")
-            return 0
-        text, paths = write(folder, baseline)
-        if into is not None:
-            insert(into, folder.resolve().name, text)
+        given = _arguments(words)
+        table = build(given.folder, given.baseline)
+        text, paths = write(given.folder, given.baseline, table)
+        if given.into is not None:
+            insert(given.into, given.folder, brief(table.heading, table.comparison), given.figure)
+        if given.tuned is not None:
+            folder = given.folder.resolve()
+            command = f"python -m grpo_bench.table {folder.parent.name}/{folder.name} tuned={given.tuned.as_posix()}"
+            for line in write_tuned(table.comparison, given.tuned, command):
+                print(f"tuned {line}", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(text, end="")
-    for path in paths:
+    for path in [*paths, *(path for path in (given.into, given.tuned) if path)]:
         print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
-def insert(page: Path, study: str, table: str) -> None:
-    """Put accuracy and the PPO-and-GRPO table into a page, between its markers; the rest lies beside the records.
-
-    Raises UserError when the page or its markers are missing.
-    """
-    begin, end = f"<!-- table:{study} -->", "<!-- /table -->"
-    try:
-        before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise UserError(f"into={page}: no {begin} followed by {end} there; write both where the table should stand")
-        head, *sections = table.partition("\n")[2].split("\n## ")
-        kept = [head, *(s.partition("\n")[2] for s in sections if s.startswith(SHOWN))]
-        text = "\n\n".join(part.strip() for part in kept)
-        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"into={page} cannot be written: {error.strerror or error}") from None
-
-
-def _arguments(argv: list[str]) -> tuple[Path | None, str | None, Path | None]:
-    if any(word in ("-h", "--help") for word in argv):
-        return None, None, None
-    folders, baseline, into = [], None, None
+def _arguments(argv: list[str]) -> Arguments:
+    """Raises UserError for an unknown word, no folder or more than one."""
+    folders: list[str] = []
+    values: dict[str, str] = {}
     for word in argv:
-        key, given, value = word.partition("=")
-        if key == "baseline" and value:
-            baseline = value
-        elif key == "into" and value:
-            into = Path(value)
-        elif word.startswith("-") or (given and key.isidentifier()):
+        key, _, value = word.partition("=")
+        if key in ("baseline", "into", "figure", "tuned") and value:
+            values[key] = value
+        elif word.startswith("-") or ("=" in word and key.isidentifier()):
             raise UserError(f"unknown argument {word}; usage: {USAGE}")
         else:
             folders.append(word)
     if len(folders) != 1:
         raise UserError(f"{'no' if not folders else 'more than one'} study folder given; usage: {USAGE}")
-    return Path(folders[0]), baseline, into
+    if "figure" in values and "into" not in values:
+        raise UserError(f"figure={values['figure']} needs into=FILE.md; usage: {USAGE}")
+    into, tuned = (Path(values[key]) if key in values else None for key in ("into", "tuned"))
+    return Arguments(Path(folders[0]), values.get("baseline"), into, values.get("figure"), tuned)
 
 
 if __name__ == "__main__":

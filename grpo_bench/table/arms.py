@@ -106,7 +106,7 @@ def mean_evals(evals: Sequence[dict[str, dict[str, Any]]]) -> dict[str, float | 
     """``greedy/len_mean``, ``sampled/pass@4``, … averaged over seeds; None where a seed has none."""
     keys = {f"{mode}/{key}" for one in evals for mode in one for key in one[mode] if key != "split"}
     values = {k: [(one.get(k.split("/", 1)[0]) or {}).get(k.split("/", 1)[1]) for one in evals] for k in sorted(keys)}
-    return {key: _mean(found) for key, found in values.items()}
+    return {key: mean_of(found) for key, found in values.items()}
 
 
 def _cost(arm: Arm) -> dict[str, float | None]:
@@ -115,7 +115,7 @@ def _cost(arm: Arm) -> dict[str, float | None]:
     if not runs:
         return {}
     flat = [_flat_cost(run.cost) for run in runs]
-    cost = {key: _mean([one.get(key) for one in flat]) for key in flat[0]}
+    cost = {key: mean_of([one.get(key) for one in flat]) for key in flat[0]}
     peaks = [peak for one in flat if (peak := one.get("peak_memory_bytes")) is not None]
     cost["peak_memory_bytes"] = max(peaks, default=None)
     beyond = [value for run in runs if (value := overshoot(run)) is not None]
@@ -158,9 +158,9 @@ def _stability(arm: Arm) -> dict[str, float | None]:
         "nan_steps": sum(nans) if nans else None,
     }
     for key in ("reward_std_last", "kl_final", "entropy_final"):
-        stability[key] = _mean([s.get(key) for s in kept])
+        stability[key] = mean_of([s.get(key) for s in kept])
     for key in ("adv/std", "group/frac_zero_std", "value/explained_var"):
-        stability[key] = _mean([_mean([row.get(key) for row in run.metrics], skip=True) for run in arm.scored])
+        stability[key] = mean_of([mean_of([row.get(key) for row in run.metrics], skip=True) for run in arm.scored])
     if arm.config.get("group_size") == 1:  # a group of one has no spread by definition, which says nothing
         stability["group/frac_zero_std"] = None
     return stability
@@ -182,6 +182,13 @@ def against_base(arm: Arm) -> Difference:
     if not pairs:
         return Difference(refused="the model before RL was not evaluated" if arm.scored else None)
     return _measured(pairs, seeds)
+
+
+def before_rl(run: Run, which: str) -> dict[str, Any]:
+    """Evaluations of the model that a run began from: "base", after the warm start (without one, and where only that
+    was evaluated: as it came), or "pretrained"; {} where there are none."""
+    evals = (run.result or {}).get("eval") or {}
+    return evals.get(which) or (evals.get("pretrained") if which == "base" else None) or {}
 
 
 def _before(run: Run) -> Side | None:
@@ -231,7 +238,7 @@ def _measured(pairs: list[tuple[Side, Side]], seeds: list[int]) -> Difference:
     return Difference({m: difference(pairs, m) for m in known}, pairs, seeds)
 
 
-def _mean(values: Sequence[Any], skip: bool = False) -> float | None:
+def mean_of(values: Sequence[Any], skip: bool = False) -> float | None:
     """Mean of numbers; None where one is absent (or, with ``skip``, where all are)."""
     found = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
     if not found or (len(found) < len(values) and not skip):

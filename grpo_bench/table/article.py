@@ -1,125 +1,173 @@
-"""PPO and GRPO side by side, aspect by aspect, as their usual comparison has it, with measured figures in its cells."""
+"""The source article's comparison of PPO and GRPO, its claims and its limits, each with what this study measured.
+
+Cells hold a row's figure and, against GRPO, the difference or ratio with its 95 % interval and an outcome by the rule
+of ``judge``. What this study cannot say is taken from studies beside it, or said to be not tested.
+"""
 
 from __future__ import annotations
 
-from grpo_bench.table.arms import Arm
-from grpo_bench.table.compare import Comparison
-from grpo_bench.table.layout import (
-    NONE,
-    Sheet,
-    arm_label,
-    count,
-    estimate_text,
-    general,
-    integer,
-    memory,
-    number,
-    percent,
-)
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-COLUMNS = 4  # more side by side cannot be read
+from grpo_bench.table import aspects
+from grpo_bench.table.arms import Arm
+from grpo_bench.table.beyond import (
+    group_size_rows,
+    sensitivity,
+    sibling_outcomes,
+    task_dependence,
+    zero_signal_shares,
+)
+from grpo_bench.table.compare import Comparison
+from grpo_bench.table.hypotheses import collect
+from grpo_bench.table.judge import ALPHA, Claim, judge
+from grpo_bench.table.layout import NONE, Bold, Sheet, arm_label
+from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.table.units import interval_text, number_text
+
+PPO_ROWS = 3  # beside GRPO's; more side by side cannot be read
+PREFERRED = {"ppo": ("ppo", "ppo_tuned", "ppo_g8"), "grpo": ("grpo_g8", "grpo", "grpo_g16")}
+Aspect = Callable[[Arm], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One claim of the article as a measure of GRPO's row against a PPO row; ``aspect`` adds figures to each cell."""
+
+    name: str
+    words: str
+    measure: str
+    claim: Claim
+    aspect: Aspect | None = None
+
+
+CLAIMS = (
+    Said("accuracy", "GRPO is better (on GSM8K and MATH)", "accuracy", Claim("greater")),
+    Said("stability", "GRPO is more stable", "reward_sd_last", Claim("less"), aspects.steadiness),
+    Said("convergence", "GRPO converges faster", "learning_curve_area", Claim("greater")),
+    Said("training time", "training is shorter on the same hardware", "seconds_training", Claim("less", "ratio"),
+         aspects.speed),
+    Said("parameters", "half the parameters", "parameters", Claim("less", "ratio", 0.45, 0.55), aspects.room),
+    Said("compute", "half the compute", "flops", Claim("less", "ratio", 0.45, 0.55)),
+    Said("memory", "less memory", "peak_memory", Claim("less", "ratio")),
+    Said("variance of updates", "updates vary less", "gradient_noise", Claim("less", "ratio")),
+    Said("diversity", "sampling a group keeps answers diverse", "entropy_final", Claim("greater")),
+)  # fmt: skip
 
 
 def article_sheet(c: Comparison) -> Sheet | None:
-    """Value network, advantage, stability, efficiency, memory and scope of the PPO and GRPO rows; None without any."""
-    families = {name: [arm for arm in c.arms if arm.algo == name and arm.accuracy] for name in ("ppo", "grpo")}
-    if not any(families.values()):
+    """A row per aspect, claim and limit; None where the study has no finished rows of both PPO and GRPO."""
+    grpo, ppos, left = chosen(c)
+    if grpo is None or not ppos:
         return None
-    chosen, notes = _choose(families, c.baseline)
-    header = ["", *[f"{arm.algo.upper()}: {arm_label(arm)}" for arm in chosen]]
-    aspects = {
-        "value network": _value_network,
-        "advantage": _advantage,
-        "stability": _stability,
-        "efficiency": _efficiency,
-        "memory": _memory,
-        "scope": _scope,
-    }
-    rows = [[name, *[cell(arm) for arm in chosen]] for name, cell in aspects.items()]
-    for name, members in families.items():
-        if not members:
-            notes.append(f"No finished {name.upper()} run in this study.")
-    return Sheet("ppo_and_grpo", "PPO and GRPO, measured", header, rows, notes, wide=True)
+    reading = Reading(c.arms)
+    family = sum(_measured(reading, said.measure, [grpo, ppo]) for said in CLAIMS for ppo in ppos)
+    header = ["", "the article says", f"GRPO: {arm_label(grpo)}", *[f"PPO: {arm_label(ppo)}" for ppo in ppos]]
+    pair = [grpo, *ppos]
+    rows = [
+        ["value network", "PPO has one, GRPO none", *map(aspects.value_network, pair)],
+        ["advantage", "PPO: GAE from the critic; GRPO: relative to the group", *map(aspects.advantage, pair)],
+    ]
+    rows += [_claim_row(c, reading, said, grpo, ppos, family) for said in CLAIMS]
+    rows += _beyond_rows(c, reading, grpo, len(ppos))
+    rows.append(["where it fits", "code generation, models of billions of parameters", *map(aspects.scope, pair)])
+    blank = [NONE] * len(ppos)
+    rows.append(["code generation, billions of parameters", "GRPO fits them better", "not tested here", *blank])
+    notes = [
+        "Cells: the row's mean over seeds; then GRPO minus, or over, that row, paired by seed with its 95 % interval, "
+        "and the outcome.",
+        f"Outcomes: supported where the {100 * (1 - ALPHA / max(family, 1)):.4g} % interval (Bonferroni over the "
+        f"{family} comparisons of this table) lies wholly where the claim says, contradicted where it lies wholly "
+        "elsewhere; fewer than 5 seeds: descriptive. Accuracy has the verdict of the declared contrast.",
+    ]
+    if left:
+        notes.append(f"Not shown here: {', '.join(left)}.")
+    return Sheet("article", "The article's claims, measured", header, rows, notes, wide=True)
 
 
-def _choose(families: dict[str, list[Arm]], baseline: str | None) -> tuple[list[Arm], list[str]]:
-    """The baseline's row first within its family, then as the study lists them."""
-    ranked = {
-        name: sorted(members, key=lambda arm: not (baseline and arm.called(baseline)))
-        for name, members in families.items()
-    }
-    if sum(map(len, ranked.values())) <= COLUMNS:
-        return [arm for members in ranked.values() for arm in members], []
-    half = COLUMNS // 2
-    kept = {
-        name: members[: max(half, COLUMNS - len(o))]
-        for (name, members), o in zip(ranked.items(), reversed(ranked.values()), strict=True)
-    }
-    left = [arm.label for name, members in ranked.items() for arm in members[len(kept[name]) :]]
-    return [arm for members in kept.values() for arm in members], [f"Not shown here: {', '.join(left)}."]
+def chosen(c: Comparison) -> tuple[Arm | None, list[Arm], list[str]]:
+    """GRPO's row, up to three PPO rows (the preferred names and the baseline first), and the labels of those left."""
+    families = {name: [a for a in c.arms if a.algo == name and a.accuracy] for name in PREFERRED}
+
+    def rank(arm: Arm) -> tuple[int, int]:
+        names = PREFERRED[arm.algo]
+        place = names.index(arm.arm) if arm.arm in names and arm.row == arm.arm else len(names)
+        return place, not (c.baseline is not None and arm.called(c.baseline))
+
+    grpos, ppos = (sorted(families[name], key=rank) for name in ("grpo", "ppo"))
+    left = [arm.label for arm in [*grpos[1:], *ppos[PPO_ROWS:]]]
+    return (grpos[0] if grpos else None), ppos[:PPO_ROWS], left
 
 
-def _value_network(arm: Arm) -> str:
-    policy, critic = arm.cost.get("parameters_policy"), arm.cost.get("parameters_critic")
-    if not critic:
-        return "none"
-    where = (arm.config.get("model") or {}).get("critic")
-    words = "value head on the policy's trunk" if where == "shared" else "a network of its own"
-    share = f", {100 * critic / policy:.0f} % of the policy's" if policy else ""
-    return f"{words}: {count(critic)} parameters{share}"
+def _claim_row(c: Comparison, reading: Reading, said: Said, grpo: Arm, ppos: Sequence[Arm], family: int) -> list[str]:
+    own = _figure(reading, said, grpo)
+    if own is None:
+        missing = f"not tested here: {MEASURES[said.measure].label} was not recorded"
+        return [said.name, said.words, missing, *[NONE] * len(ppos)]
+    cells = []
+    for ppo in ppos:
+        figure = _figure(reading, said, ppo)
+        found = _against(c, reading, said, grpo, ppo, family)
+        cells.append(_join(figure or NONE, found))
+    return [said.name, said.words, own, *cells]
 
 
-def _advantage(arm: Arm) -> str:
-    knobs = arm.config.get("algo") or {}
-    if "lam" in knobs:
-        words = f"per token, GAE (γ = {knobs.get('gamma')}, λ = {knobs['lam']})"
-        words += ", whitened" if knobs.get("whiten") else ""
-    else:
-        words = f"per answer, relative to its group of {arm.config.get('group_size', '?')}"
-        words += ", divided by the group's sd" if "eps" in knobs else ""
-    sd = arm.stability.get("adv/std")
-    said = [words]
-    if sd is not None:
-        said.append(f"sd {sd:.3f}, variance {sd**2:.3f} (mean over steps)")
-    if (flat := arm.stability.get("group/frac_zero_std")) is not None:
-        said.append(f"{percent(flat)} % of groups without signal")
-    if (explained := arm.stability.get("value/explained_var")) is not None:
-        said.append(f"critic explains {percent(explained)} % of the variance of returns")
-    return "; ".join(said)
+def _figure(reading: Reading, said: Said, arm: Arm) -> str | None:
+    measure = MEASURES[said.measure]
+    values = [v for run in arm.scored if (v := reading.value(said.measure, run)) is not None]
+    if not values:
+        return None
+    text = f"{number_text(sum(values) / len(values), measure)} ({measure.label})"
+    if said.name == "convergence" and (aim := reading.target) is not None:
+        samples = [v for run in arm.scored if (v := reading.value("samples_to_target", run)) is not None]
+        if samples:
+            text += f"; {sum(samples) / len(samples):,.0f} samples to {100 * aim.accuracy:.0f} % on dev"
+    return f"{text}; {said.aspect(arm)}" if said.aspect else text
 
 
-def _stability(arm: Arm) -> str:
-    s = arm.stability
-    said = [f"{s['diverged']:.0f} of {s['begun']:.0f} seeds diverged", f"worst seed {percent(s['worst_seed'])} %"]
-    said.append(f"largest gradient norm {general(s['grad_norm_max'])}")
-    said.append(f"reward sd in the last steps {number(s['reward_std_last'], 3)}")
-    if s["kl_final"] is not None:
-        said.append(f"KL to the reference at the end {number(s['kl_final'], 4)}")
-    return "; ".join(said)
+def _against(c: Comparison, reading: Reading, said: Said, grpo: Arm, ppo: Arm, family: int) -> str:
+    """GRPO against one PPO row: figure, interval, outcome."""
+    measure = MEASURES[said.measure]
+    values = collect(c, reading, [grpo.label, ppo.label], said.measure)
+    if not values.rows:
+        return f"{'not comparable' if values.refused else 'not tested here'}: {values.lacking}"
+    judged = judge(values.rows, said.claim, family=max(family, 1), counted=measure.counted)
+    outcome = judged.outcome
+    if said.measure == "accuracy" and (verdict := _verdict(c, grpo, ppo)):
+        outcome = verdict  # type: ignore[assignment]
+    why = f" ({judged.why})" if judged.why else ""
+    return f"GRPO {interval_text(judged.interval, measure, said.claim.scale)}: {outcome.upper()}{why}"
 
 
-def _efficiency(arm: Arm) -> str:
-    cost = arm.cost
-    said = [f"{number(cost.get('seconds_per_step'), 2)} s a step"]
-    said.append(f"{number(cost.get('seconds_per_update'), 2)} s an update")
-    said.append(f"{number(cost.get('samples_per_second'), 1)} samples/s")
-    total = cost.get("seconds_total")
-    said.append(f"{integer(cost.get('samples'))} samples in {number(total, 0)} s, evaluation included")
-    said.append(f"accuracy {estimate_text(arm.accuracy['acc'])} %")
-    return "; ".join(said)
+def _verdict(c: Comparison, grpo: Arm, ppo: Arm) -> str:
+    """Of the declared contrast of the two, from GRPO's side; "" where it was not declared."""
+    turned = {"better": "worse", "worse": "better"}
+    for contrast in c.contrasts:
+        word = contrast.judged.word if contrast.judged else contrast.verdict
+        if (contrast.first, contrast.second) == (grpo.label, ppo.label):
+            return word
+        if (contrast.first, contrast.second) == (ppo.label, grpo.label):
+            return turned.get(word, word)
+    return ""
 
 
-def _memory(arm: Arm) -> str:
-    nets = {net: arm.cost.get(f"parameters_{net}") for net in ("policy", "critic", "reference")}
-    held = " + ".join(f"{net} {count(size)}" for net, size in nets.items() if size)
-    return f"peak {memory(arm.cost.get('peak_memory_bytes'))}; {held or NONE} parameters"
+def _beyond_rows(c: Comparison, reading: Reading, grpo: Arm, width: int) -> list[list[str]]:
+    """Claims and limits that are no comparison of one GRPO row with a PPO row: found here or in a study beside this."""
+    rows = [
+        ("long sequences", "GRPO stays steadier on long sequences", sibling_outcomes(c, "length")),
+        ("control through δ", "a KL constraint of δ controls the updates", sibling_outcomes(c, "kl_target")),
+        ("larger groups", "a larger G gives better advantages", group_size_rows(c, reading)),
+        ("limit: poor groups", "groups of equal rewards teach nothing", zero_signal_shares(c, reading)),
+        ("limit: sensitivity", "results depend on the settings", sensitivity(c)),
+        ("limit: task dependence", "results depend on the task", task_dependence(c, grpo)),
+    ]
+    return [[name, words, said, *[NONE] * width] for name, words, said in rows]
 
 
-def _scope(arm: Arm) -> str:
-    task = arm.config.get("task") or {}
-    problems = arm.accuracy["acc"].problems
-    said = f"tested: {task.get('name', '?')} v{task.get('version', '?')}, {problems:,} problems, {arm.model}"
-    policy = arm.cost.get("parameters_policy")
-    said += f" ({count(policy)} parameters)" if policy else ""
-    untested = "code generation" + ("" if policy and policy >= 1e9 else ", models of billions of parameters")
-    return f"{said}; not tested here: {untested}"
+def _measured(reading: Reading, name: str, arms: Sequence[Arm]) -> bool:
+    return all(any(reading.value(name, run) is not None for run in arm.scored) for arm in arms)
+
+
+def _join(figure: str, found: str) -> str:
+    text = f"{figure}; {found}"
+    return Bold(text) if any(word in found for word in ("SUPPORTED", "CONTRADICTED", "BETTER", "WORSE")) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Comparison:
     contrasts: list[Contrast]
     declared: bool  # the contrasts were named in the study's configuration beforehand
     margin: float
+    family: int  # contrasts that were declared, those without runs yet included: what the verdicts are corrected for
     left_out: list[str]  # runs missing, failed, diverged, running
     notes: list[str]  # refused pairs and whatever else a reader must know
 
@@ -62,10 +64,37 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
                 notes.append(f"{arm.label} against {name}: not comparable, {arm.to_baseline.refused}.")
     margin = float(settings.get("margin") or 0.02)
     declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
-    contrasts = contrast_all(arms, declared, chosen, margin, notes)
+    notes += _disagreements(study)
+    contrasts, family = contrast_all(arms, declared, chosen, margin, notes)
     return Comparison(
-        study, chosen, _references(study.runs), arms, contrasts, bool(declared), margin, _left_out(study.runs), notes
+        study=study,
+        baseline=chosen,
+        references=_references(study.runs),
+        arms=arms,
+        contrasts=contrasts,
+        declared=bool(declared),
+        margin=margin,
+        family=family,
+        left_out=_left_out(study.runs),
+        notes=notes,
     )
+
+
+def _disagreements(study: Study) -> list[str]:
+    """What decides the verdicts must have stood before the first run: runs that say otherwise are named."""
+    lines = []
+    for key, words in (("margin", "margin"), ("contrasts", "declared contrasts"), ("baseline", "baseline")):
+        said: dict[str, list[str]] = {}
+        for run in study.runs:
+            if run.config.get("study"):
+                said.setdefault(json.dumps(run.config["study"].get(key)), []).append(run.run_id)
+        if len(said) > 1:
+            first, *others = said.values()
+            lines.append(
+                f"The study's {words} changed between its runs: {first[0]}'s are used, "
+                f"{sum(map(len, others))} runs have others ({others[0][0]}, …)."
+            )
+    return lines
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

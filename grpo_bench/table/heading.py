@@ -23,9 +23,9 @@ def heading(c: Comparison, command: str) -> Heading:
     """Everything is collected over all runs: where they differ, all values are named."""
     runs = [run for run in c.study.runs if run.config or run.result]
     models = [_model(run) for run in runs if run.cost] or [run.model for run in runs]
-    lines = [("Task", _each(map(_task, runs))), ("Model", _each(models)), ("Budget", _budget(c, runs))]
-    lines += [("Test", _each(_test(run) for run in runs)), ("Seeds", _each(str(run.seed) for run in c.study.runs))]
-    lines.append(("Revision", _each(_revision(run) for run in runs)))
+    lines = [("Task", each(map(_task, runs))), ("Model", each(models)), ("Budget", _budget(c, runs))]
+    lines += [("Test", each(_test(run) for run in runs)), ("Seeds", each(str(run.seed) for run in c.study.runs))]
+    lines.append(("Revision", each(_revision(run) for run in runs)))
     if c.baseline:
         lines.append(("Baseline", c.baseline))
     lines.append(("Runs made by", _sweep(c.study, runs)))
@@ -50,7 +50,7 @@ def _model(run: Run) -> str:
 
 
 def _budget(c: Comparison, runs: list[Run]) -> str:
-    said = _each(budget(run) for run in runs)
+    said = each(budget(run) for run in runs)
     beyond = [arm.cost["overshoot"] for arm in c.arms if arm.cost.get("overshoot") is not None]
     largest = max((x for x in beyond if x is not None), default=0.0)
     if not beyond:
@@ -97,7 +97,7 @@ def _sweep(study: Study, runs: list[Run]) -> str:
     return f"`{single[0]}`" if len(set(single)) == 1 else "several commands, see provenance.json of each run"
 
 
-def _each(values: Iterable[str | None]) -> str:
+def each(values: Iterable[str | None]) -> str:
     """Distinct values in order; a table over runs that differ says so."""
     distinct = list(dict.fromkeys(value for value in values if value))
     return "; ".join(distinct) if any("," in value for value in distinct) else ", ".join(distinct) or "not recorded"

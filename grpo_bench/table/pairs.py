@@ -20,7 +20,7 @@ from grpo_bench.records import METRICS, Run, Scores
 from grpo_bench.stats import Interval
 
 SEEDS_FOR_T = 3  # below, an interval over seeds says nothing (t of 1 degree of freedom: 12.7)
-SEEDS_FOR_CLAIM = 5  # below, an exact sign-flip test over seeds cannot come under p = 0.1
+SEEDS_FOR_CLAIM = stats.SEEDS_FOR_VERDICT  # below, an estimate describes and no verdict is given
 
 SPENT = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}  # keys of cost
 TRAINING = ("rollout", "reward", "score", "update")  # phases whose seconds a budget counts
@@ -125,6 +125,7 @@ def facts(run: Run) -> dict[str, str | None]:
     if "eval" in config:
         asked["eval.test_n"] = config["eval"].get("test_n")
     return {
+        "data": _short(prints.get("data")),
         "prompt stream": _short(result.get("prompt_stream_hash") or run.provenance.get("prompt_stream_hash")),
         "model": run.model,
         "initial weights": _short(prints.get("model")),
@@ -133,6 +134,7 @@ def facts(run: Run) -> dict[str, str | None]:
         "task version": f"{task['name']} v{task.get('version')}" if task.get("name") else None,
         "verifier version": verifier(run),
         "budget": budget(run),
+        "machine, whose seconds the budget counts,": _machine(run),
         "compute precision": model.get("dtype"),
         "rollout engine": (config.get("rollout") or {}).get("engine"),
         **{
@@ -146,8 +148,12 @@ def verifier(run: Run) -> str | None:
     """Version of the library that decides whether two answers are equal; None where the rule is our own."""
     if (run.config.get("task") or {}).get("answer") != "math":
         return None
-    version = (run.provenance.get("packages") or {}).get("math-verify")
-    return f"math-verify {version}" if version else None
+    versions = run.provenance.get("packages") or {}
+    if not versions.get("math-verify"):
+        return None
+    # what the library parses, SymPy decides
+    under = f" on sympy {versions['sympy']}" if versions.get("sympy") else ""
+    return f"math-verify {versions['math-verify']}{under}"
 
 
 def budget(run: Run) -> str | None:
@@ -167,6 +173,17 @@ def overshoot(run: Run) -> float | None:
     if spent is None:
         return None
     return float(spent) / float(declared["amount"]) - 1
+
+
+def _machine(run: Run) -> str | None:
+    """Processor, accelerators and threads where the budget is in seconds: elsewhere a machine decides no result."""
+    declared = (run.result or {}).get("budget") or run.config.get("budget") or {}
+    if declared.get("unit") != "seconds" or not run.provenance.get("cpu"):
+        return None
+    device = run.provenance.get("device") or {}
+    parts = [run.provenance["cpu"], *(device.get("gpus") or [])]
+    parts += [f"{device['torch_threads']} threads"] if device.get("torch_threads") else []
+    return ", ".join(parts)
 
 
 def _warmstart(model: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,13 +15,16 @@ from grpo_bench.records import METRICS
 from grpo_bench.table.arms import Arm, Difference
 from grpo_bench.table.compare import Comparison, Reference
 from grpo_bench.table.heading import Heading
+from grpo_bench.table.hypotheses import Finding
 from grpo_bench.table.layout import Bold, Sheet
 from grpo_bench.table.pairs import Estimate
 
 _TEX = {
     "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "Δ": r"$\Delta$",
-    "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--", "×": r"$\times$", "≥": r"$\geq$",
+    "γ": r"$\gamma$", "λ": r"$\lambda$", "–": "--", "−": "$-$", "×": r"$\times$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "δ": r"$\delta$", "β": r"$\beta$", "ε": r"$\varepsilon$", "π": r"$\pi$", "α": r"$\alpha$",
+    "²": r"$^2$", "‖": r"$\Vert$", "σ": r"$\sigma$", "…": r"\ldots{}",
 }  # fmt: skip
 
 
@@ -28,10 +32,7 @@ def markdown(heading: Heading, sheets: list[Sheet], comparison: Comparison, figu
     """The whole page: what was run, the tables, what is left out, the figures."""
     parts = [f"# {heading.title}", "\n".join(f"- {name}: {text}" for name, text in heading.lines)]
     for sheet in sheets:
-        align = " :--- " if sheet.wide else " ---: "
-        lines = [_row(sheet.header), "|" + "|".join([" :--- ", *[align] * (len(sheet.header) - 1)]) + "|"]
-        lines += [_row(row) for row in sheet.rows]
-        parts += [f"## {sheet.title}", "\n".join(lines)]
+        parts += [f"## {sheet.title}", as_markdown(sheet)]
         if sheet.notes:
             parts.append("\n".join(f"- {note}" for note in sheet.notes))
     if comparison.left_out:
@@ -43,6 +44,13 @@ def markdown(heading: Heading, sheets: list[Sheet], comparison: Comparison, figu
     return "\n\n".join(parts) + "\n"
 
 
+def as_markdown(sheet: Sheet) -> str:
+    """One table, without its title and notes."""
+    align = " :--- " if sheet.wide else " ---: "
+    lines = [_row(sheet.header), "|" + "|".join([" :--- ", *[align] * (len(sheet.header) - 1)]) + "|"]
+    return "\n".join([*lines, *[_row(row) for row in sheet.rows]])
+
+
 def latex(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> str:
     r"""One ``table`` environment per sheet, to be \input into a paper that loads booktabs and graphicx."""
     parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}", f"% {heading.title}"]
@@ -52,7 +60,7 @@ def latex(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> str:
         # sentences wrap in columns of equal width; numbers stay on one line and the table is scaled to fit
         column = f"p{{{0.84 / (width - 1):.3f}\\linewidth}}" if sheet.wide else "r"
         columns = "l" + column * (width - 1)
-        body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _tex_row(sheet.header), "\\midrule"]
+        body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", *_tex_header(sheet.header), "\\midrule"]
         body += [_tex_row(row) for row in sheet.rows]
         body += ["\\bottomrule", "\\end{tabular}"]
         if not sheet.wide:
@@ -64,6 +72,28 @@ def latex(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> str:
     known = [*comparison.left_out, *comparison.notes]
     parts += ["\n".join(f"% {line}" for line in known)] if known else []
     return "\n".join(parts) + "\n"
+
+
+def _tex_header(header: list[str]) -> list[str]:
+    r"""The header's row; above it, where columns share a prefix, that once with a \cmidrule under it."""
+    spans: list[tuple[str, int]] = []
+    for cell in header:
+        group = cell.partition(": ")[0] if ": " in cell else ""
+        if spans and group and spans[-1][0] == group:
+            spans[-1] = (group, spans[-1][1] + 1)
+        else:
+            spans.append((group, 1))
+    if all(width == 1 for _, width in spans):
+        return [_tex_row(header)]
+    above, rules, names, column = [], [], [], 0
+    for group, width in spans:
+        cells = header[column : column + width]
+        wide = width > 1
+        above.append(f"\\multicolumn{{{width}}}{{c}}{{{tex(group)}}}" if wide else "")
+        rules += [f"\\cmidrule(lr){{{column + 1}-{column + width}}}"] if wide else []
+        names += [cell.partition(": ")[2] for cell in cells] if wide else cells
+        column += width
+    return [" & ".join(above) + " \\\\", " ".join(rules), _tex_row(names)]
 
 
 def tex(text: str) -> str:
@@ -83,13 +113,23 @@ def as_csv(comparison: Comparison) -> str:
     return out.getvalue()
 
 
-def as_json(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> str:
+def sheet_csv(sheet: Sheet) -> str:
+    """One table as it reads, a line per row; the numbers behind it, unrounded, are in table.csv and table.json."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([sheet.header, *sheet.rows])
+    return out.getvalue()
+
+
+def as_json(heading: Heading, sheets: list[Sheet], comparison: Comparison, findings: Sequence[Finding] = ()) -> str:
     """Everything that the table says and what it was made from, by row and by seed."""
     contrasts = []
     for contrast in comparison.contrasts:
         entry = {k: getattr(contrast, k) for k in ("first", "second", "p", "test", "sign_flip", "holm", "verdict")}
         entry["difference"] = _difference(contrast.difference)
         entry["bootstrap_two_level"] = asdict(contrast.bootstrap) if contrast.bootstrap else None
+        entry["problems"] = asdict(contrast.problems) if contrast.problems else None
+        entry["mcnemar"] = [asdict(one) for one in contrast.discordance]
+        entry["judged"] = asdict(contrast.judged) if contrast.judged else None
         contrasts.append(entry)
     content = {
         "title": heading.title,
@@ -102,7 +142,11 @@ def as_json(heading: Heading, sheets: list[Sheet], comparison: Comparison) -> st
         "contrasts": contrasts,
         "left_out": comparison.left_out,
         "notes": comparison.notes,
-        "tables": {sheet.name: {"header": sheet.header, "rows": sheet.rows, "notes": sheet.notes} for sheet in sheets},
+        "hypotheses": [_finding(finding) for finding in findings],
+        "tables": {
+            sheet.name: {"title": sheet.title, "header": sheet.header, "rows": sheet.rows, "notes": sheet.notes}
+            for sheet in sheets
+        },
     }
     return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -158,6 +202,16 @@ def _arm(arm: Arm) -> dict[str, Any]:
         {"run_id": run.run_id, "seed": run.seed, "status": run.status, "reason": run.reason, "final": run.final}
         for run in arm.runs
     ]
+    return shown
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    shown: dict[str, Any] = {k: getattr(finding, k) for k in ("id", "claim", "measure", "criterion", "source", "scale")}
+    values = finding.values
+    shown |= {"outcome": finding.outcome, "why": finding.why, "seeds": values.seeds}
+    shown["rows"] = [{"row": label, "values": row} for label, row in zip(values.labels, values.rows, strict=False)]
+    for name in ("interval", "simultaneous"):
+        shown[name] = asdict(getattr(finding.judgement, name)) if finding.judgement else None
     return shown
 
 

@@ -1,8 +1,4 @@
-"""Intervals, paired differences and corrections: plain arrays in, small records out.
-
-Two units of inference, never mixed: *seeds* (does the algorithm do better when it is trained again?) and *problems*
-(do these trained models do better on other problems of this kind?). Accuracies and differences are fractions.
-"""
+"""Intervals over seeds and over problems: plain arrays in, one small record out."""
 
 from __future__ import annotations
 
@@ -117,54 +113,3 @@ def paired_problems(a: NDArray[np.float64], b: NDArray[np.float64], level: float
     return Interval(
         float((first - second).mean()), max(centre - half, -1.0), min(centre + half, 1.0), se, len(first), p
     )
-
-
-def bootstrap_two_level(
-    a: NDArray[np.float64], b: NDArray[np.float64], *, reps: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Percentile interval of the mean of a − b, ``a`` and ``b`` (seeds, problems), both levels redrawn.
-
-    Seeds and problems are crossed (every seed meets the same problems), so each repetition draws seeds and problems
-    independently, with replacement (the pigeonhole bootstrap of Owen 2007). Deterministic given ``seed``.
-    """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    seeds, problems = difference.shape
-    rng = np.random.default_rng(seed)
-    draws = np.empty(reps)
-    for start in range(0, reps, 500):  # in chunks: (reps, problems) counts of a large test set would not fit
-        size = min(500, reps - start)
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        of_problems = rng.multinomial(problems, np.full(problems, 1 / problems), size=size)
-        draws[start : start + size] = ((of_seeds @ difference) * of_problems).sum(axis=1) / (seeds * problems)
-    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(difference.mean()), float(low), float(high), float(draws.std(ddof=1)), seeds)
-
-
-def mcnemar(b: int, c: int) -> float:
-    """Exact two-sided McNemar p-value; b problems only the first solved, c only the second. 1.0 without discordance."""
-    return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
-
-
-def sign_flip(differences: Floats) -> float:
-    """Exact two-sided sign-flip p-value of the mean of paired differences: the share of the 2^n sign patterns whose
-    |mean| is at least the observed one. It cannot go below 2^(1 − n): 0.25 for 3 seeds, 0.0625 for 5.
-
-    Raises ValueError above 20 differences (a million patterns).
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    if not 1 <= len(d) <= 20:
-        raise ValueError(f"the exact sign-flip test takes 1 to 20 differences, not {len(d)}")
-    sums = np.zeros(1)
-    for x in d:
-        sums = np.concatenate([sums + x, sums - x])
-    return float((np.abs(sums) >= abs(d.sum()) - 1e-12).mean())
-
-
-def holm(ps: Floats) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given (family-wise error, no assumption on dependence)."""
-    p = np.asarray(ps, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return [float(x) for x in adjusted]

@@ -1,0 +1,76 @@
+"""What PPO and GRPO are, in a row's own figures: value network, advantage, stability, cost, memory, scope."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from grpo_bench.table.arms import Arm
+from grpo_bench.table.layout import NONE, count, general, integer, memory, number, percent
+
+
+def value_network(arm: Arm) -> str:
+    policy, critic = arm.cost.get("parameters_policy"), arm.cost.get("parameters_critic")
+    if not critic:
+        return "none"
+    where = (arm.config.get("model") or {}).get("critic")
+    words = "value head on the policy's trunk" if where == "shared" else "a network of its own"
+    share = f", {100 * critic / policy:.0f} % of the policy's" if policy else ""
+    return f"{words}: {count(critic)} parameters{share}"
+
+
+def advantage(arm: Arm) -> str:
+    knobs = arm.config.get("algo") or {}
+    if "lam" in knobs:
+        words = f"per token, GAE (γ = {knobs.get('gamma')}, λ = {knobs['lam']})"
+        words += ", whitened" if knobs.get("whiten") else ""
+    else:
+        words = f"per answer, relative to its group of {arm.config.get('group_size', '?')}"
+        words += ", divided by the group's sd" if "eps" in knobs else ""
+    sd = arm.stability.get("adv/std")
+    said = [words]
+    if sd is not None:
+        said.append(f"sd {sd:.3f}, variance {sd**2:.3f} (mean over steps)")
+    if (flat := arm.stability.get("group/frac_zero_std")) is not None:
+        said.append(f"{percent(flat)} % of groups without signal")
+    if (explained := arm.stability.get("value/explained_var")) is not None:
+        said.append(f"critic explains {percent(explained)} % of the variance of returns")
+    return "; ".join(said)
+
+
+def steadiness(arm: Arm) -> str:
+    s = arm.stability
+    accuracies = [run.final["greedy"]["acc"] for run in arm.scored]
+    said = [f"{s['diverged']:.0f} of {s['begun']:.0f} seeds diverged"]
+    if len(accuracies) > 1:
+        said.append(f"sd over seeds {100 * np.std(accuracies, ddof=1):.1f} points")
+    said.append(f"worst seed {percent(s['worst_seed'])} %")
+    said.append(f"largest gradient norm {general(s['grad_norm_max'])}")
+    return "; ".join(said)
+
+
+def speed(arm: Arm) -> str:
+    cost = arm.cost
+    said = [
+        f"{number(cost.get('seconds_per_step'), 2)} s a step, {number(cost.get('seconds_per_update'), 2)} s an update"
+    ]
+    said.append(f"{number(cost.get('samples_per_second'), 1)} samples/s")
+    total = cost.get("seconds_total")
+    said.append(f"{integer(cost.get('samples'))} samples in {number(total, 0)} s, evaluation included")
+    return "; ".join(said)
+
+
+def room(arm: Arm) -> str:
+    nets = {net: arm.cost.get(f"parameters_{net}") for net in ("policy", "critic", "reference")}
+    return " + ".join(f"{net} {count(size)}" for net, size in nets.items() if size) or NONE
+
+
+def peak(arm: Arm) -> str:
+    return f"{memory(arm.cost.get('peak_memory_bytes'))} at the peak; parameters: {room(arm)}"
+
+
+def scope(arm: Arm) -> str:
+    task = arm.config.get("task") or {}
+    problems = arm.accuracy["acc"].problems
+    said = f"tested: {task.get('name', '?')} v{task.get('version', '?')}, {problems:,} problems, {arm.model}"
+    policy = arm.cost.get("parameters_policy")
+    return said + (f" ({count(policy)} parameters)" if policy else "")

@@ -1,0 +1,129 @@
+"""How a number is read from a run's record: the functions that measures are made of, each a reader or giving one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from grpo_bench.records import Run
+from grpo_bench.table.arms import before_rl, mean_of
+from grpo_bench.table.curves import DEV, crossing, value_at
+from grpo_bench.table.pairs import TRAINING
+
+if TYPE_CHECKING:
+    from grpo_bench.table.measures import Reading
+
+    Reader = Callable[[Reading, Run], float | None]
+
+
+def final(mode: str, key: str) -> Reader:
+    return lambda _, run: number((run.final.get(mode) or {}).get(key))
+
+
+def evaluated(mode: str, key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda evals: number((evals.get(mode) or {}).get(key))
+
+
+def gain(key: str) -> Reader:
+    def read(_: Reading, run: Run) -> float | None:
+        after = number((run.final.get("greedy") or {}).get(key))
+        before = number((before_rl(run, "base").get("greedy") or {}).get(key))
+        return None if after is None or before is None else after - before
+
+    return read
+
+
+def format_gain(reading: Reading, run: Run) -> float | None:
+    strict, flexible = gain("acc_strict")(reading, run), gain("acc_flexible")(reading, run)
+    return None if strict is None or flexible is None else strict - flexible
+
+
+def stability(key: str) -> Reader:
+    return lambda _, run: number(run.stability.get(key))
+
+
+def cost(key: str) -> Reader:
+    return lambda _, run: number(run.cost.get(key))
+
+
+def mean(key: str, first: int | None = None) -> Reader:
+    """Mean of a metric over the steps that have it, or over the first few of them."""
+
+    def read(_: Reading, run: Run) -> float | None:
+        values = [row.get(key) for row in run.metrics if row.get(key) is not None]
+        return mean_of(values[:first], skip=True)
+
+    return read
+
+
+def last(key: str) -> Reader:
+    return lambda _, run: next((v for row in reversed(run.metrics) if (v := number(row.get(key))) is not None), None)
+
+
+def largest(key: str) -> Reader:
+    return lambda _, run: max((v for row in run.metrics if (v := number(row.get(key))) is not None), default=None)
+
+
+def zero_signal(reading: Reading, run: Run) -> float | None:
+    """A group of one has no spread by definition, which says nothing."""
+    return None if run.config.get("group_size") == 1 else mean("group/frac_zero_std")(reading, run)
+
+
+def squared(read: Reader) -> Reader:
+    return lambda reading, run: None if (value := read(reading, run)) is None else value**2
+
+
+def gap(evals: dict[str, Any]) -> float | None:
+    greedy = evals.get("greedy") or {}
+    wrong, right = number(greedy.get("len_wrong")), number(greedy.get("len_correct"))
+    return None if wrong is None or right is None else wrong - right
+
+
+def training_seconds(_: Reading, run: Run) -> float | None:
+    seconds = run.cost.get("seconds") or {}
+    return sum(float(seconds.get(phase) or 0.0) for phase in TRAINING) or None
+
+
+def per(read: Reader, counter: str) -> Reader:
+    def ratio(reading: Reading, run: Run) -> float | None:
+        above, below = read(reading, run), number(run.cost.get(counter))
+        return None if above is None or not below else above / below
+
+    return ratio
+
+
+def phase(phase: str) -> Reader:
+    return lambda _, run: number((run.cost.get("seconds") or {}).get(phase))
+
+
+def trained_parameters(_: Reading, run: Run) -> float | None:
+    found = run.cost.get("parameters") or {}
+    return None if found.get("policy") is None else float(found["policy"] + (found.get("critic") or 0))
+
+
+def to_target(axis: str) -> Reader:
+    def read(reading: Reading, run: Run) -> float | None:
+        aim = reading.target
+        return None if aim is None else crossing(run, aim.accuracy, axis)
+
+    return read
+
+
+def first_third(_: Reading, run: Run) -> float | None:
+    """Share of the dev gain that is there after a third of the samples; None where there is hardly a gain."""
+    start, third, end = (value_at(run, DEV, share) for share in (0.0, 1 / 3, 1.0))
+    if start is None or third is None or end is None or end - start < 0.02:
+        return None
+    return (third - start) / (end - start)
+
+
+def drift(_: Reading, run: Run) -> float | None:
+    """Mean length over the last fifth of the steps minus that over the first fifth."""
+    lengths = [v for row in run.metrics if (v := number(row.get("completions/len_mean"))) is not None]
+    part = max(len(lengths) // 5, 1)
+    return sum(lengths[-part:]) / part - sum(lengths[:part]) / part if len(lengths) >= 2 else None
+
+
+def number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

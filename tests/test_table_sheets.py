@@ -1,0 +1,392 @@
+"""Hypotheses, blocks of one knob, the tuning ledger, the card, the front page: what they say and refuse to say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study_builder import config, write_curves, write_run, write_study
+
+from grpo_bench import table
+from grpo_bench.records import load_study, read_evaluations
+from grpo_bench.table import __main__ as command
+from grpo_bench.table.arms import group_arms
+from grpo_bench.table.brief import brief, insert
+from grpo_bench.table.compare import compare
+from grpo_bench.table.curves import area, crossing, end, target
+from grpo_bench.table.hypotheses import evaluate
+from grpo_bench.table.ledger import choices, trials, write_tuned
+from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.types import UserError
+
+ARMS = {"ppo": 0.5, "grpo_g4": 0.6, "grpo_g8": 0.8, "grpo_g16": 0.7}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Four arms of five seeds with everything declared; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole") / "results" / "demo-arithmetic"
+    write_study(folder, ARMS, range(5), problems=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(whole) -> table.Table:
+    return table.build(whole)
+
+
+def cells(sheet: Any, row: str, column: int = 0) -> dict[str, str]:
+    return dict(zip(sheet.header, next(r for r in sheet.rows if r[column] == row), strict=True))
+
+
+# ---------------------------------------------------------------- measures
+
+
+def test_every_measure_reads_from_a_run_or_says_nothing(whole):
+    arms = group_arms(load_study(whole).runs)
+    reading = Reading(arms)
+    run = next(arm for arm in arms if arm.label == "grpo_g8").runs[0]
+    found = {name: reading.value(name, run) for name in MEASURES}
+    assert all(value is None or math.isfinite(value) for value in found.values())
+    assert found["parameters"] == 600_000
+    assert found["seconds_per_update"] == 2.0  # 8 s of training over 4 updates
+    assert found["gain"] == pytest.approx((found["accuracy"] or 0) - 0.4)
+    assert found["gain_format"] == 0.0
+    assert found["zero_signal"] == pytest.approx(0.1)
+    assert found["explained_variance"] is None
+    ppo = next(arm for arm in arms if arm.label == "ppo").runs[0]
+    assert reading.value("zero_signal", ppo) is None  # a group of one
+    assert reading.before("accuracy", "base", run) == 0.4
+    assert reading.before("gain", "base", run) == 0.0
+    assert reading.before("kl_final", "base", run) is None
+    with pytest.raises(KeyError):
+        reading.value("acuracy", run)
+
+
+def test_the_learning_curve_by_hand(tmp_path):
+    run = write_run(tmp_path / "demo-arithmetic", "grpo_g8", 0, [1, 0], base=[0, 0])
+    dev = {0: 0.2, 2: 0.4, 4: 0.8}
+    lines = [{"step": s, "samples": 100 * s} | ({"eval/dev/greedy/acc": dev[s]} if s in dev else {}) for s in range(5)]
+    write_curves(run, lines)
+    (one,) = load_study(tmp_path / "demo-arithmetic").runs
+    # trapezoids: 200·0.3 + 200·0.6 over 400
+    assert area(one, "eval/dev/greedy/acc") == pytest.approx(0.45)
+    assert end(one) == pytest.approx(0.6)  # of the evaluations after the first step
+    assert crossing(one, 0.5, "samples") == pytest.approx(250)
+    assert crossing(one, 0.9, "samples") == 400  # never: its whole length
+    aim = target(group_arms([one]))
+    assert aim is not None
+    assert aim.accuracy == pytest.approx(0.2 + 0.75 * 0.4)
+
+
+# ---------------------------------------------------------------- hypotheses
+
+
+def test_declared_hypotheses_are_judged(built):
+    by_id = {finding.id: finding for finding in built.findings}
+    assert {name: f.outcome for name, f in by_id.items()} == {
+        "grpo_better": "supported", "beats_base": "supported", "half": "supported", "area": "contradicted",
+    }  # fmt: skip
+    assert by_id["area"].why == "it turns on the way"  # sixteen end below eight
+    assert by_id["half"].judgement.interval.estimate == pytest.approx(0.5)
+    assert by_id["beats_base"].values.labels == ["grpo_g8", "warm-started"]
+    sheet = built.sheet("hypotheses")
+    assert cells(sheet, "half")["criterion"] == "less, ratio 0.45 × to 0.55 ×"
+    assert cells(sheet, "area")["outcome"] == "contradicted (it turns on the way)"
+    assert "98.75 % interval" in sheet.notes[1]  # 1 − 0.05/4
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "outcome", "why"),
+    [
+        ({"rows": ["dapo", "ppo"]}, "not tested here", "no run of dapo"),
+        ({"measure": "cleverness"}, "not tested here", "no measure cleverness"),
+        ({"measure": "explained_variance"}, "not tested here", "not recorded for grpo_g8, ppo"),
+        ({"measure": "kl_final", "rows": ["grpo_g8", "warm-started"]}, "not tested here", "not recorded for warm"),
+        ({"expect": "equal"}, "contradicted", "more than the margin"),  # the study's ±2 points
+        ({"expect": "less"}, "contradicted", ""),
+        ({"measure": "kl_final", "expect": "equal"}, "not established", "no margin"),
+    ],
+)
+def test_what_cannot_be_tested_says_why(whole, hypothesis, outcome, why):
+    whole_one = {"id": "x", "claim": "c", "rows": ["grpo_g8", "ppo"], "expect": "greater"} | hypothesis
+    (finding,) = evaluate(compare(load_study(whole)), [whole_one])
+    assert finding.outcome == outcome
+    assert why in finding.why
+
+
+def test_rows_that_may_not_be_compared_are_refused_but_for_costs(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    write_run(study, "ppo", 0, [1, 0, 0, 0], base=[0] * 4)
+    write_run(study, "grpo_g8", 0, [1, 1, 0, 0], base=[0] * 4, result={"prompt_stream_hash": "other"})
+    one = {"id": "x", "claim": "c", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
+    accuracy, cost = evaluate(compare(load_study(study)), [one, one | {"measure": "seconds_training"}])
+    assert accuracy.outcome == "not comparable"
+    assert "prompt stream differs" in accuracy.why
+    assert cost.outcome == "descriptive"
+
+
+# ---------------------------------------------------------------- one knob at a time
+
+
+def test_a_block_is_rows_that_differ_in_one_setting(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    names = {"grpo_a": {}, "grpo_b": {"kl_coef": 0.1}, "grpo_c": {"kl_coef": 0.01}, "grpo_d": {"epochs": 4}}
+    names |= {"grpo_e": {"epochs": 2, "kl_coef": 0.5}}  # two at once: in no block
+    for name, settings in names.items():
+        changes = {"kl_coef": 0.0, "epochs": 1, "lr": 1e-4} | settings
+        write_run(study, name, 0, [1, 0], base=[0, 0], changes=changes, result={"config_hash": name})
+    sheet = table.build(study).sheet("ablation")
+    blocks = [(row[0], row[1], row[2]) for row in sheet.rows]
+    assert blocks == [
+        ("epochs", "1", "grpo_a"), ("epochs", "4", "grpo_d"),
+        ("kl_coef", "0.0", "grpo_a"), ("kl_coef", "0.01", "grpo_c"), ("kl_coef", "0.1", "grpo_b"),
+    ]  # fmt: skip
+
+
+def test_tuned_rates_may_differ_within_a_block_and_are_named(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for name, settings in {"grpo_g4": {"group_size": 4, "lr": 1e-4}, "grpo_g8": {"group_size": 8, "lr": 3e-5}}.items():
+        write_run(study, name, 0, [1, 0], base=[0, 0], changes=settings, result={"config_hash": name})
+    sheet = table.build(study).sheet("ablation")
+    assert [row[:3] for row in sheet.rows] == [["group_size", "4", "grpo_g4"], ["group_size", "8", "grpo_g8"]]
+    assert "Within group_size the tuned lr differs: grpo_g4 0.0001, grpo_g8 3e-05." in sheet.notes
+
+
+# ---------------------------------------------------------------- the tuning ledger
+
+GRID = {1e-5: 0.3, 1e-4: 0.6, 1e-3: 0.5}
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    """ppo is best at the middle of its grid, grpo_g8 at its upper edge; test results would say otherwise."""
+    study = tmp_path / "results" / "learning_rate-arithmetic"
+    for arm in ("ppo", "grpo_g8"):
+        for lr, height in GRID.items():
+            for seed in (100, 101):
+                dev = 0.9 if arm == "grpo_g8" and lr == 1e-3 else height
+                curve = [{"step": s, "samples": s, "eval/dev/greedy/acc": dev + 0.01 * (seed - 100)} for s in range(5)]
+                own, row = f"{int(1 / lr):08x}", f"{arm} lr={lr:g}"
+                critic = {"critic_lr": 1e-3} if arm == "ppo" else {}
+                run = write_run(
+                    study, arm, seed, [int(lr == 1e-5)] * 4, base=[0] * 4, curve=curve,
+                    changes={"lr": lr, "row": row, **critic}, result={"row": row, "config_hash": own},
+                )  # fmt: skip
+                run.rename(study / f"{arm}-s{seed}-{own}")
+    return study
+
+
+def test_the_ledger_chooses_on_dev_and_names_edges(sweep):
+    c = compare(load_study(sweep))
+    chosen = choices(trials(c))
+    assert {arm: choice.best.rates for arm, choice in chosen.items()} == {"ppo": (1e-4, 1e-3), "grpo_g8": (1e-3, None)}
+    assert {arm: choice.edges for arm, choice in chosen.items()} == {"ppo": [], "grpo_g8": ["lr highest"]}
+    sheet = table.build(sweep).sheet("ledger")
+    row = next(row for row in sheet.rows if row[0] == "ppo" and row[-1])
+    assert row == ["ppo", "0.0001", "0.001", "60.0", "61.0", "60.5", "0", "chosen"]
+    assert "The same grid for every row." in sheet.notes[0]
+    assert "grpo_g8 (lr highest)" in sheet.notes[1]
+
+
+def test_the_choice_is_written_where_runs_read_it(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("grpo_bench.figures.draw", lambda comparison, where: [])
+    file = tmp_path / "arithmetic-tiny.yaml"
+    file.write_text("# old\ndefault: {lr: 1.0e-6, critic_lr: 1.0e-5}\nppo: {lr: 5.0e-1}\n")
+    assert command.main([str(sweep), f"tuned={file}"]) == 0
+    capsys.readouterr()
+    assert yaml.safe_load(file.read_text()) == {
+        "default": {"lr": 1e-6, "critic_lr": 1e-5},
+        "ppo": {"lr": 1e-4, "critic_lr": 1e-3},
+        "grpo": {"lr": 1e-3},
+        "grpo_g8": {"lr": 1e-3},
+    }
+    text = file.read_text()
+    assert "# out of lr 1e-05, 0.0001, 0.001, seeds 100, 101" in text
+    assert "# At the edge of the grid: grpo_g8 (lr highest)." in text
+
+
+def test_a_rate_that_lacks_a_seed_is_not_chosen(sweep):
+    (sweep / f"ppo-s101-{10_000:08x}" / "result.json").unlink()
+    c = compare(load_study(sweep))
+    best = choices(trials(c))["ppo"].best
+    assert best.rates[0] == 1e-3  # 0.5 of two seeds, where 0.6 has one
+    for lr in (1e-5, 1e-3):
+        (sweep / f"ppo-s100-{int(1 / lr):08x}" / "result.json").unlink()
+    with pytest.raises(UserError, match="no rate of ppo has all of its seeds yet"):
+        write_tuned(compare(load_study(sweep)), Path("arithmetic-tiny.yaml"), "")
+
+
+def test_a_wrong_file_or_study_is_refused(sweep, whole, tmp_path):
+    with pytest.raises(UserError, match=r"read from arithmetic-tiny.yaml; name the file so"):
+        write_tuned(compare(load_study(sweep)), tmp_path / "gsm8k-tiny.yaml", "")
+    with pytest.raises(UserError, match="no arm with more than one learning rate"):
+        write_tuned(compare(load_study(whole)), tmp_path / "arithmetic-tiny.yaml", "")
+
+
+def test_the_card_knows_the_search_beside_it_and_seeds_that_are_in_both(sweep):
+    study = sweep.parent / "ppo_vs_grpo-arithmetic"
+    for seed in (0, 100):
+        write_run(study, "ppo", seed, [1, 0], base=[0, 0], changes={"lr": 1e-4})
+    said = cells(table.build(study).sheet("card"), "hyper-parameter search")["of this study"]
+    assert said.startswith("lr of 1e-05, 0.0001, 0.001 for grpo_g8, ppo, seeds 100, 101, chosen on dev")
+    assert said.endswith("seeds [100] are in both, so these runs helped to choose")
+
+
+# ---------------------------------------------------------------- article, groups, siblings
+
+
+def test_the_article_takes_from_the_study_beside_it_what_this_one_does_not_ask(tmp_path):
+    study = tmp_path / "results" / "ppo_vs_grpo-arithmetic"
+    write_study(study, ARMS, range(5), problems=200)
+    claim = {"id": "delta", "claim": "c", "rows": ["grpo_a", "grpo_b"], "measure": "gradient_norm_max"}
+    declared = [claim | {"expect": "greater", "source": "the article's claim"}]
+    for seed in range(5):
+        for name, norm in (("grpo_a", 2.0), ("grpo_b", 1.0)):
+            settings = config(name, "grpo", seed)["study"] | {"hypotheses": declared}
+            stability = {"grad_norm_max": norm + 0.01 * seed * (name == "grpo_a"), "reward_std_last": 0.1}
+            write_run(
+                study.parent / "kl_target-arithmetic", name, seed, [1, 0], base=[0, 0],
+                changes={"study": settings}, result={"stability": stability, "config_hash": name},
+            ).rename(study.parent / "kl_target-arithmetic" / f"{name}-s{seed}-{ord(name[-1]):08x}")  # fmt: skip
+    sheet = table.build(study).sheet("article")
+    said = cells(sheet, "control through δ")["GRPO: grpo_g8"]
+    assert said.startswith("largest gradient norm, grpo_a − grpo_b: +1.02 [+1, +1.04], SUPPORTED")
+    assert said.endswith("(from kl_target-arithmetic)")
+    assert "BETTER" in cells(sheet, "accuracy")["PPO: ppo"]
+    assert "SUPPORTED" in cells(sheet, "parameters")["PPO: ppo"]
+    poor = cells(sheet, "limit: poor groups")["GRPO: grpo_g8"]
+    assert "G = 4: 10.0 [10.0, 10.0] %, G = 8: 10.0" in poor
+
+
+def test_groups_show_measured_and_expected_shares(tmp_path):
+    study = tmp_path / "group_size-arithmetic"
+    write_study(study, {"grpo_g4": 0.6, "grpo_g8": 0.8}, range(2))
+    error = {"rmse": 0.61, "rmse_interval": [0.6, 0.62], "correlation": 0.8, "correlation_interval": None}
+    expected = {"formula": 0.3, "unbiased": 0.28, "at_mean": 0.2}
+    entry = {"group_size": 4, "groups": 9, "zero_signal": 0.29, "zero_signal_interval": [0.25, 0.33]}
+    entry |= {"zero_signal_expected": expected, "zscore": error, "center": error}
+    found = {"problems": 64, "reference_group": 64, "policy": "warm-started", "groups": [entry]}
+    (study / "advantage_error.json").write_text(json.dumps(found))
+    sheet = table.build(study).sheet("groups")
+    (row,) = sheet.rows
+    assert row[:6] == ["4", "29.0 [25.0, 33.0]", "30.0", "28.0", "20.0", "grpo_g4 10.0"]
+    assert row[6:8] == ["0.610 [0.600, 0.620]", "0.800"]
+    (study / "advantage_error.json").write_text("{}")
+    with pytest.raises(UserError, match="lacks its groups"):
+        table.build(study)
+
+
+# ---------------------------------------------------------------- stability
+
+
+def test_first_signs_of_collapse(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for seed, fall in ((0, 2), (1, 3), (2, 9)):
+        curve = [
+            {"step": s, "samples": s, "rollout/entropy": 0.01 if s >= fall else 0.5, "completions/truncated_frac": 0.1}
+            for s in range(1, 6)
+        ]
+        write_run(study, "ppo", seed, [1, 0], base=[0, 0], curve=curve)
+    row = cells(table.build(study).sheet("stability"), "ppo")
+    assert row["first step with: entropy < 0.05"] == "2.5 (2 of 3)"
+    assert row["first step with: truncated > 15 %"] == "never"
+    assert row["sd over seeds"] == "0.0"
+
+
+# ---------------------------------------------------------------- formats, the front page, the records
+
+
+def test_every_table_is_in_every_format(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("grpo_bench.figures.draw", lambda comparison, where: [])
+    folder = tmp_path / "demo-arithmetic"
+    shutil.copytree(whole, folder)
+    (folder / "tables").mkdir()
+    (folder / "tables" / "gone.csv").write_text("x")
+    text, paths = table.write(folder)
+    content = json.loads((folder / "table.json").read_text())
+    latex = (folder / "table.tex").read_text()
+    names = ["main", "contrasts", "hypotheses", "article", "ablation", "answers", "efficiency", "cost", "compute"]
+    assert list(content["tables"]) == [*names, "stability", "card"]
+    for name, one in content["tables"].items():
+        assert f"## {one['title']}" in text
+        assert f"\\label{{tab:{name}}}" in latex
+        rows = list(csv.reader(io.StringIO((folder / "tables" / f"{name}.csv").read_text())))
+        assert rows == [one["header"], *one["rows"]]
+        assert folder / "tables" / f"{name}.csv" in paths
+    assert not (folder / "tables" / "gone.csv").exists()
+    assert content["hypotheses"][0]["outcome"] == "supported"
+    assert len(content["hypotheses"][0]["rows"][0]["values"]) == 5
+    words = {contrast["first"]: contrast["judged"]["word"] for contrast in content["contrasts"]}
+    assert words["grpo_g8"] == "better"
+    # columns that belong together stand under one rule
+    assert "\\multicolumn{5}{c}{s/update}" in latex
+    assert re.search(r"\\cmidrule\(lr\)\{\d+-\d+\}", latex)
+    assert len(load_study(folder).runs) == 20  # the folder of tables is no run
+
+
+def test_the_front_page_is_short_and_has_verdicts_and_a_figure(built, whole, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- table:demo-arithmetic -->\nold\n<!-- /table -->\nafter\n")
+    text = brief(built.heading, built.comparison)
+    assert "strict %" not in text
+    assert "- grpo_g8 against ppo: **better**, +" in text
+    with pytest.raises(UserError, match="figure=accuracy: demo-arithmetic has none of that name; it has no figures"):
+        insert(page, whole, text, "accuracy")
+    study = tmp_path / "results" / "demo-arithmetic"
+    study.mkdir(parents=True)
+    (study / "accuracy.svg").write_text("<svg/>")
+    insert(page, study, text, "accuracy")
+    written = page.read_text()
+    assert written.startswith("before\n<!-- table:demo-arithmetic -->\n\n- Task: ")
+    assert "![accuracy of demo-arithmetic](results/demo-arithmetic/accuracy.svg)\n\n<!-- /table -->\nafter" in written
+    with pytest.raises(UserError, match="no <!-- table:other-arithmetic -->"):
+        insert(page, Path("other-arithmetic"), text)
+
+
+def test_quick_reading_and_parsing_agree(whole):
+    """Rows as the writer has them are matched, others parsed: both must give the same scores."""
+    run = load_study(whole).runs[0]
+    packed = run.directory / "eval.jsonl.gz"
+    quick = {split: read_evaluations(run.directory, split) for split in ("dev", "test")}
+    assert sorted(quick["dev"]) == [0, 2, 4, 6]
+    from grpo_bench.record_rows import _parsed
+
+    for split, evaluations in quick.items():
+        slow = _parsed(run.directory, split)
+        assert evaluations.keys() == slow.keys()
+        for step, scores in evaluations.items():
+            assert scores.ids == slow[step].ids
+            assert all((scores.by[m] == slow[step].by[m]).all() for m in ("acc", "acc_strict", "acc_flexible"))
+    assert packed.is_file()
+
+
+def test_answers_that_look_like_a_record_do_not_mislead(tmp_path):
+    from study_builder import rows, write_gz
+
+    (row,) = rows([0])
+    trap = '"strict": true, "flexible": true, "correct": true, "split": "test", "mode": "greedy"'
+    write_gz(tmp_path, [row | {"response": trap, "id": 'a "quoted" id'}, row | {"response": trap}])
+    scores = read_evaluations(tmp_path, "test")[4]
+    assert scores.by["acc"].tolist() == [0.0, 0.0]
+    assert scores.ids == ('a "quoted" id', "arithmetic/test/0")
+
+
+def test_no_torch_for_the_whole_table(whole):
+    code = (
+        "import sys; from pathlib import Path; from grpo_bench.table import build, brief;"
+        "from grpo_bench.table.__main__ import main; build(Path(sys.argv[1])).markdown();"
+        "print([m for m in ('torch', 'transformers', 'hydra', 'scipy.stats', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(whole)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
