@@ -11,9 +11,13 @@ import pytest
 from grpo_bench import evaluate_cli, grade
 from grpo_bench.explain import __main__ as explain
 from grpo_bench.preflight import preflight
+from grpo_bench.publish import arguments as publish_arguments
+from grpo_bench.report.__main__ import _arguments as report_arguments
+from grpo_bench.reproduce.__main__ import arguments as reproduce_arguments
 from grpo_bench.reward_training.cli import arguments as reward_arguments
 from grpo_bench.selfcheck.cli import read_words
 from grpo_bench.speed import cli as speed
+from grpo_bench.study.cli import _arguments as study_arguments
 from grpo_bench.table.__main__ import _arguments as table_arguments
 
 REPO = Path(__file__).resolve().parent.parent
@@ -65,6 +69,18 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
         assert speed.check(speed.arguments(words))
     elif module == "grpo_bench.selfcheck":
         assert read_words(words).config_dir is None
+    elif module == "grpo_bench.study":
+        assert study_arguments(words).what in ("plan", "status", "retry")
+    elif module == "grpo_bench.report":
+        assert report_arguments(words)[0].parent == Path("results")
+    elif module == "grpo_bench.reproduce":
+        assert reproduce_arguments(words).folder == Path("results/demo-arithmetic")
+    elif module == "grpo_bench.publish":
+        assert publish_arguments(words).folder.parent == Path("results")
+    elif module in ("grpo_bench.diagnose", "grpo_bench.stats.coverage"):
+        assert len(words) == 1
+    elif module == "grpo_bench.advantage_error":
+        assert words[-1] in {path.stem for path in (REPO / "sweeps").glob("*.yaml")}
     elif module == "grpo_bench.grade":
         assert grade.parse_arguments(words).file == Path("responses.jsonl")
     elif module == "grpo_bench.evaluate":

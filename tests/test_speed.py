@@ -219,6 +219,7 @@ def test_arguments() -> None:
         ("quick", "is not key=value"),
         ("trl_ppo_python=/nowhere/python", "there is no such file"),
         ("model.colour=blue", "model.colour"),
+        ("workload=smollm2 model.path=/nowhere/model.gguf", "model.path=/nowhere/model.gguf does not exist"),
     ],
 )
 def test_refusals(words: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

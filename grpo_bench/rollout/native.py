@@ -101,7 +101,9 @@ class NativeEngine:
             if progress is not None:
                 progress(done)
         if decoder.captured is None:
-            self._kept = None  # without captured steps a new one costs nothing, and the cache is large
+            # without captured steps a new one costs little, and the update that follows needs the memory
+            self._kept = None
+            self._copies.pop(policy, None)
         return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
 
     def _takes_plans(self, policy: Policy) -> bool:

@@ -127,7 +127,10 @@ def check(given: Arguments) -> Spec:
     w = given.workload
     lines = workloads.overrides(w, given.config)
     with composing():
-        parse(compose(["algo=grpo", "lr=1.0e-6", *lines]))
+        config = parse(compose(["algo=grpo", "lr=1.0e-6", *lines]))
+    for key, path in (("model.path", config.model.path), ("task.path", config.task.path)):
+        if path is not None and not Path(path).exists():  # each contender would find it out by itself, minutes apart
+            raise UserError(f"{key}={path} does not exist; give a local copy, or leave {key} out")
     return Spec(
         contender="machine", dtype=w.dtypes[0], overrides=lines, prompts=w.prompts, group_size=w.group_size,
         tokens=w.tokens, prompt_tokens=workloads.stretched(w, given.config), steps=w.steps, threads=given.threads,

@@ -30,7 +30,7 @@ SEEDS = (5, 10)
 WORLDS = (
     World("problems", "what differs is which problems an arm solves; runs of an arm are as good as each other",
           taste=2.5, runs=0.0, skills=0.0),
-    World("both", "as the runs of the embedded task differ"),
+    World("both", "both differ, by sizes of the order that runs of the embedded task show"),
     World("seeds", "runs differ by points, in all and by kind of problem; arms solve much the same problems",
           taste=0.3, runs=0.45, skills=0.5),
     World("collapse", "as `both`, but one run in ten of an arm, never of the baseline, falls far: few seeds show it",
