@@ -160,8 +160,13 @@ def _device() -> dict[str, Any]:
         return {}
     from grpo_bench import kernels  # imports torch
 
-    out: dict[str, Any] = {"torch_threads": torch.get_num_threads(), "gpus": [], "kernels": kernels.fingerprint()}
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    out: dict[str, Any] = {
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [],
+        "kernels": None if gpu else kernels.fingerprint(),
+    }
+    if gpu:
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         out["cuda"] = torch.version.cuda
         out["cudnn"] = torch.backends.cudnn.version()

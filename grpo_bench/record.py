@@ -314,6 +314,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
         "torch version": [a["packages"].get("torch") for a in (before, after)],
         "transformers version": [a["packages"].get("transformers") for a in (before, after)],
         "thread count": [a["device"].get("torch_threads") for a in (before, after)],
+        "sampling kernels": [a["device"].get("kernels") for a in (before, after)],
         "processor": [a["cpu"] for a in (before, after)],
         "GPU": [a["device"].get("gpus") for a in (before, after)],
         "commit": [a["git"]["sha"] for a in (before, after)],

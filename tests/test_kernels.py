@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from grpo_bench import kernels
 from grpo_bench.kernels import build
-from grpo_bench.policy import Policy
+from grpo_bench.policy import Policy, norms
 from grpo_bench.rollout import Noise, Sampling
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.native import NativeEngine
@@ -25,10 +26,12 @@ needs_tiles = pytest.mark.skipif(not kernels.multiplies(torch.zeros(1, 1)), reas
 
 
 @pytest.fixture(autouse=True)
-def _allowed():
-    yield
+def _as_before():
+    allowed, threads = kernels._allowed, torch.get_num_threads()
     kernels.use(True)
-    torch.set_num_threads(1)
+    yield
+    kernels.use(allowed)
+    torch.set_num_threads(threads)
 
 
 def both(function):
@@ -179,16 +182,21 @@ def test_the_engine_samples_the_same_with_and_without(kind):
     assert fast == plain
 
 
-def test_without_a_compiler_all_goes_through_torch(monkeypatch):
+def test_without_a_compiler_all_goes_through_torch(monkeypatch, capsys):
     monkeypatch.setattr(build, "compiler", lambda: None)
     kernels._library.cache_clear()
+    kernels._has_tiles.cache_clear()
     try:
         assert not kernels.available()
+        assert not kernels.multiplies(torch.zeros(1, 1))
+        assert kernels.fingerprint() is None
+        assert capsys.readouterr().err.count("no C compiler") == 1
         assert not kernels.take(torch.zeros(1))
         tokens, _ = draw(torch.zeros(2, 4), Sampling(1.0, 1), torch.tensor([0.1, 0.9], dtype=torch.float64))
         assert tokens.tolist() == [0, 3]
     finally:
         kernels._library.cache_clear()
+        kernels._has_tiles.cache_clear()
 
 
 def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
@@ -197,5 +205,27 @@ def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build.load() is None
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(subprocess.SubprocessError):
+        build.load()
     assert [p.name for p in (tmp_path / "grpo_bench" / "kernels").iterdir()] == []
+
+
+@needs_compiler
+def test_values_narrower_than_keys_go_through_torch():
+    """As in models with latent attention: the kernel knows one width."""
+    cache = SharedPrefixCache(1, 3, 2, 4)
+    cache.put_prompts(0, 0, torch.randn(1, 2, 3, 12), torch.randn(1, 2, 3, 8))
+    where = Where(torch.tensor([1, 1]), torch.tensor([3, 3]), None, None)
+    plan = DecodePlan(cache, Shape(2, 1, 2, 3, 1, True), where)
+    query, key, value = torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 8)
+    assert plan.attend(0, query, key, value, 0.3).shape == (1, 2, 2, 8)
+
+
+@needs_compiler
+def test_a_norm_of_one_plus_weights_keeps_small_weights_in_bfloat16():
+    """1 + 0.0034 is 1 in bfloat16. Computed in fp32 it lengthens what it multiplies by that much, roundings averaged."""
+    x, weight = torch.randn(64, 512).bfloat16(), torch.full((512,), 0.0034).bfloat16()
+    exact = torch.rms_norm(x.double(), (512,))
+    for out in both(lambda: norms.rms_norm(x, weight, 0.0, 1.0)):
+        assert float((out.double() * exact).sum() / exact.square().sum()) == pytest.approx(1.0034, abs=2e-4)

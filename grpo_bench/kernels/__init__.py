@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -19,24 +21,31 @@ from torch import Tensor
 from grpo_bench.kernels import build
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+TILES = 32  # rows and depth of a block in products.c
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
 _allowed = os.environ.get("GRPO_BENCH_KERNELS", "1") != "0"
 
 
+_name: str | None = None  # of the library that was loaded
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = build.load()
-    if library is None:
+    global _name
+    try:
+        library, _name = build.load()
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"sampling goes through torch, more slowly: kernels could not be compiled ({error})", file=sys.stderr)
         return None
     i, f, p, c = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
     for name in NAMES.values():
         attention = getattr(library, f"decode_attention_{name}")
-        attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, c]
+        attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, p, i, c]
         getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
-        library.multiply.argtypes = [p, p, p, p, i, i, i, c]
+        library.multiply.argtypes = [p, p, p, p, p, i, i, i, c]
         for name in NAMES.values():
             getattr(library, f"pack_{name}").argtypes = [p, i, i, p, c]
     return library
@@ -55,7 +64,7 @@ def available() -> bool:
 
 def fingerprint() -> str | None:
     """What the kernels in use were compiled from, with and for; None where torch's forms are used."""
-    return build.fingerprint() if available() else None
+    return _name if available() else None
 
 
 def take(x: Tensor, *others: Tensor) -> bool:
@@ -84,13 +93,15 @@ def decode_attention(
     query, key, value = (_dense_last(x[0]) for x in (query, key, value))
     heads, rows, width = query.shape
     out = query.new_empty(1, rows, heads, width)
-    work = rows * heads * width * (own[0].shape[2] + prompts[0].shape[2])
+    most = own[0].shape[2] + prompts[0].shape[2]
+    threads = _threads(rows * heads * width * most)
+    scratch = torch.empty(threads, most, dtype=torch.float32)
     getattr(_library(), f"decode_attention_{NAMES[query.dtype]}")(
         query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
         value.data_ptr(), value.stride(0), value.stride(1), own[0].data_ptr(), own[1].data_ptr(), own[0].shape[2],
         prompts[0].data_ptr(), prompts[1].data_ptr(), prompts[0].shape[2],
         counts.data_ptr(), sizes.data_ptr(), places.data_ptr(), out.data_ptr(), rows, heads, key.shape[0], width,
-        scaling, window or 0, softcap or 0.0, _threads(work),
+        scaling, window or 0, softcap or 0.0, scratch.data_ptr(), most, threads,
     )  # fmt: skip
     return out
 
@@ -107,7 +118,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """(b,V) fp32 logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
-    logits, uniforms = _dense_last(logits), uniforms.contiguous()
+    logits, uniforms = _dense_last(logits), uniforms.to(torch.float64).contiguous()
     tokens = torch.empty(len(logits), dtype=torch.long)
     logps = torch.empty(len(logits), dtype=torch.float32)
     library: Any = _library()
@@ -145,9 +156,12 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
     x = x.contiguous()
     depth = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], columns)
+    rows = x.numel() // depth
+    whole = rows % TILES == 0 and depth % TILES == 0
+    padded = None if whole else x.new_empty(-(-rows // TILES) * TILES, -(-depth // TILES) * TILES)
     library: Any = _library()
     library.multiply(
         x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
-        x.numel() // depth, columns, depth, _threads(columns * depth),
+        None if padded is None else padded.data_ptr(), rows, columns, depth, _threads(columns * depth),
     )  # fmt: skip
     return out

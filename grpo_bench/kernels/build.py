@@ -39,28 +39,31 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grpo_bench" / "kernels"
 
 
-def fingerprint() -> str | None:
-    """Names sources, flags, compiler and processor."""
-    found = compiler()
-    return None if found is None else _key(found)
+def load() -> tuple[ctypes.CDLL, str]:
+    """The compiled library, compiled first if this machine has not, and its name: of sources, compiler, processor, flags.
 
-
-def load() -> ctypes.CDLL | None:
-    """The compiled library, compiled first if this machine has not; None without a compiler or a place to keep it.
-
-    torch must have been imported: the library then shares its OpenMP threads.
+    torch must have been imported: the library then shares its OpenMP threads. Raises OSError or SubprocessError with
+    the reason where there is no compiler, no place for the library, or no set of flags that works.
     """
     found = compiler()
     if found is None:
-        return None
-    name = f"{_key(found)}.so"
+        raise OSError("no C compiler")
+    key = _key(found)
     try:
-        path = cache_dir() / name
-        if not path.is_file():
-            _compile(found, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        return _in(folder, key, found)
+    except (OSError, RuntimeError):  # a home that cannot be written or run from, or none at all
+        return _in(Path(tempfile.mkdtemp(prefix="grpo_bench-")), key, found)
+
+
+def _in(folder: Path, key: str, found: str) -> tuple[ctypes.CDLL, str]:
+    for number in range(len(TRIES)):
+        path = folder / f"{key}-{number}.so"
+        if path.is_file():
+            return ctypes.CDLL(str(path)), path.stem
+    path = _compile(found, folder, key)
+    return ctypes.CDLL(str(path)), path.stem
 
 
 def _key(found: str) -> str:
@@ -83,18 +86,20 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _compile(found: str, path: Path) -> None:
-    """Raises SubprocessError when no set of flags works, OSError where nothing can be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
+def _compile(found: str, folder: Path, key: str) -> Path:
+    """Raises SubprocessError when no set of flags works or the compiler is killed, OSError where it cannot write."""
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(handle)
     try:
-        for flags in TRIES:
+        for number, flags in enumerate(TRIES):
             command = [found, *COMMON, *flags, *(str(HERE / unit) for unit in UNITS), "-lm", "-o", temporary]
             done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
             if done.returncode == 0:
+                path = folder / f"{key}-{number}.so"
                 os.replace(temporary, path)  # at once: others may be compiling the same
-                return
-        raise subprocess.SubprocessError(done.stderr.decode(errors="replace"))
+                return path
+            if done.returncode < 0:  # else worse flags would be kept for what was an accident
+                raise subprocess.SubprocessError(f"{found} was killed")
+        raise subprocess.SubprocessError(done.stderr.decode(errors="replace").strip().partition("\n")[0])
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
  * beforehand, in the order in which it is read: a step of decoding reads each weight once for few rows, so that the speed
  * of memory decides, and a library that must first rearrange the weights at each call takes several times as long. */
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -48,6 +47,8 @@ int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) *
 PACK(pack_float32, float, rounded)
 PACK(pack_bfloat16, uint16_t, AS_IS)
 
+#define MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
+
 struct __attribute__((packed)) config {
   uint8_t palette, start, reserved[14];
   uint16_t bytes[16];
@@ -55,16 +56,13 @@ struct __attribute__((packed)) config {
 };
 
 /* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
- * (columns) unless it is null. */
-void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out, int64_t rows,
-              int64_t columns, int64_t depth, int threads) {
+ * (columns) unless it is null. ``padded``: room for whole tiles, rows and depth rounded up to 32, where they are not. */
+void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out,
+              uint16_t *padded, int64_t rows, int64_t columns, int64_t depth, int threads) {
   const int64_t deep = up(depth, DEEP) / DEEP, high = up(rows, 32), stride = up(depth, DEEP);
   /* rows and depth in whole tiles: what is beyond them is zero */
-  uint16_t *padded = NULL;
   const uint16_t *in = x;
   if (high != rows || stride != depth) {
-    padded = aligned_alloc(64, (size_t)(high * stride) * 2);
-    if (!padded) abort();
     for (int64_t r = 0; r < high; r++) {
       const int64_t size = r < rows ? depth : 0;
       memcpy(padded + r * stride, x + r * depth, (size_t)size * 2);
@@ -77,6 +75,8 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
     struct config before, own = {.palette = 1};
     for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = TILE;
     _tile_storeconfig(&before); /* another library may count on what it set */
+    MEMORY(&own); /* compilers' headers do not say that tiles read memory: stores before must have been made */
+    MEMORY(in);
     _tile_loadconfig(&own);
     float sums[4][TILE][TILE] __attribute__((aligned(64)));
 #pragma omp for schedule(static)
@@ -89,7 +89,7 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
         _tile_zero(2);
         _tile_zero(3);
         for (int64_t k = 0; k < deep; k++) {
-          const char *ahead = (const char *)(w + (k + AHEAD) * WIDE * DEEP);
+          const char *ahead = (const char *)(w + (k + AHEAD < deep ? k + AHEAD : deep - 1) * WIDE * DEEP);
           for (int i = 0; i < WIDE * DEEP * 2; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
           _tile_loadd(4, a + k * DEEP, stride * 2);
           _tile_loadd(6, w + k * WIDE * DEEP, 64);
@@ -123,10 +123,10 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
         }
       }
     }
+    MEMORY(&before);
     if (before.palette) _tile_loadconfig(&before);
     else _tile_release();
   }
-  free(padded);
 }
 #else
 int can_multiply(void) { return 0; }

@@ -89,18 +89,18 @@ static inline __attribute__((always_inline)) void NAME(look)(const T *raw, const
 
 /* One new token of each of N rows. Queries (H,N,d), new keys and values (K,N,d), by strides, last dimension dense; the
  * new keys and values are written to own_* (rows,K,length,d) at counts[n] - 1; prompts (P,K,width,d), row n's being
- * places[n] with sizes[n] tokens. window 0: all of the past; softcap 0: none. out (N,H,d), dense. */
+ * places[n] with sizes[n] tokens. window 0: all of the past; softcap 0: none. out (N,H,d), dense. scratch: room for the
+ * scores of the longest row, ``most`` of them, for each thread. */
 void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row,
                             const T *v, int64_t v_head, int64_t v_row, T *own_k, T *own_v, int64_t length,
                             const T *prompt_k, const T *prompt_v, int64_t width, const int64_t *counts,
                             const int64_t *sizes, const int64_t *places, T *out, int64_t N, int64_t H, int64_t K,
-                            int64_t d, float scaling, int64_t window, float softcap, int threads) {
+                            int64_t d, float scaling, int64_t window, float softcap, float *scratch, int64_t most,
+                            int threads) {
   const int64_t R = H / K;
-  int64_t most = 0;
-  for (int64_t n = 0; n < N; n++) most = sizes[n] + counts[n] > most ? sizes[n] + counts[n] : most;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    float *scores = room(most);
+    float *scores = scratch + thread() * most;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < N * K; item++) {
       const int64_t n = item / K, kv = item % K;
@@ -135,7 +135,6 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
 #undef LOOK
       }
     }
-    free(scores);
   }
 }
 

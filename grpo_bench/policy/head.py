@@ -19,8 +19,11 @@ def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: floa
     """
     size = max(KEPT_ELEMENTS // weight.shape[0], 1)
     keep = len(targets) <= size
+    device = hidden.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    cast = weight.detach().to(low)  # once for all chunks, which keep it until their backward pass
     parts = [
-        _HeadLogp.apply(h, weight, y, temperature, keep)
+        _HeadLogp.apply(h, weight, cast, y, temperature, keep)
         for h, y in zip(hidden.split(size), targets.split(size), strict=True)
     ]
     if len(parts) == 1:
@@ -56,20 +59,17 @@ def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
+        """``cast`` is ``weight`` in the products' precision; the gradient is ``weight``'s."""
         ctx.dtypes = hidden.dtype, weight.dtype
-        low = hidden.dtype
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            low = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            hidden, weight = hidden.to(low), weight.to(low)
-            logits = hidden @ weight.mT
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(cast.dtype)
+            logits = hidden @ cast.mT
             logp, entropy = _soften(logits, targets, temperature)
         ctx.temperature = temperature
         ctx.probs = logits if keep and ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(hidden, weight, targets)
+        ctx.save_for_backward(hidden, cast, targets)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
@@ -92,4 +92,4 @@ class _HeadLogp(torch.autograd.Function):
                 probs[part] = wide
             grad_hidden = (probs @ weight).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
             grad_weight = (probs.mT @ hidden).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

@@ -27,12 +27,18 @@ LOGIT_ELEMENTS = 2**24  # logits held at once, in elements: 64 MiB of fp32
 class Policy(nn.Module):
     """A causal language model with fp32 master weights that computes in ``dtype``."""
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, *, peft_model: Any = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, dtype: torch.dtype, *, peft_model: Any = None, like: Policy | None = None
+    ) -> None:
+        """``like``: a policy of which this is a copy; it is computed with in the same ways, and not asked again."""
         super().__init__()
         self.model = model
         self.dtype = dtype
         norms.install(model)
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
+        if like is not None:
+            self.take_ways_of(like)
+            return
         # in full precision where it can be told apart from an error; a reference may hold weights in ``dtype``
         mixed = len({p.dtype for p in model.parameters()}) > 1
         with self.autocast() if mixed else contextlib.nullcontext():

@@ -40,13 +40,16 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.view(x.shape).to(x.dtype), grad_weight, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(...,h) -> (...,h), in autocast's precision where it is on, else in ``x``'s."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tensor:
+    """(...,h) -> (...,h) with weights shift + ``weight``, in autocast's precision where it is on, else in ``x``'s."""
     device = x.device.type
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):  # sampling: one call from Python
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):  # sampling, scoring in full precision
         if kernels.take(x):
-            return kernels.rms_norm(x, weight.to(x.dtype), eps)
-        return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+            return kernels.rms_norm(x, weight.to(x.dtype), eps, shift)
+        if not shift:
+            return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    if shift:  # in fp32: 1 + w in bfloat16 would lose most of w
+        weight = shift + (weight if weight.dtype == torch.float64 else weight.float())
     out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         y: Tensor = _RMSNorm.apply(x, weight, eps, out)
@@ -68,7 +71,7 @@ def _faster(own: type[nn.Module], shifted: bool) -> type[nn.Module]:
         return _MADE[own, shifted]
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, 1.0 + self.weight if shifted else self.weight, _eps(self) or 0.0)
+        return rms_norm(hidden_states, self.weight, _eps(self) or 0.0, float(shifted))
 
     made = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "faster": True})
     _MADE[own, shifted] = made
@@ -91,7 +94,7 @@ def install(model: PreTrainedModel) -> int:
         x = torch.linspace(-2.0, 3.0, 3 * len(weight), device=weight.device).view(3, -1).to(weight.dtype)
         own = module(x)
         for shifted in (False, True):
-            ours = rms_norm(x, 1.0 + weight if shifted else weight, _eps(module) or 0.0)
+            ours = rms_norm(x, weight, _eps(module) or 0.0, float(shifted))
             if own.dtype == ours.dtype and torch.allclose(own, ours, rtol=1e-5, atol=1e-5):
                 module.__class__ = _faster(type(module), shifted)
                 found += 1

@@ -224,7 +224,8 @@ def _unlike(cfg: Config, run: Run) -> list[Difference]:
 def _where(attempt: dict[str, Any]) -> tuple[Any, ...]:
     git, device = attempt.get("git") or {}, attempt.get("device") or {}
     packages = attempt.get("packages") or {}
-    return git.get("sha"), packages.get("torch"), attempt.get("cpu"), device.get("torch_threads")
+    threads = device.get("torch_threads")
+    return git.get("sha"), packages.get("torch"), attempt.get("cpu"), threads, device.get("kernels")
 
 
 def _same_start(run: Run, new: Run) -> bool:

@@ -101,7 +101,7 @@ class NativeEngine:
             if progress is not None:
                 progress(done)
         if decoder.captured is None:
-            # without captured steps a new one costs little, and the update that follows needs the memory
+            # without captured steps new ones cost a pass over the weights, and the update that follows needs the memory
             self._kept = None
             self._copies.pop(policy, None)
         return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)

@@ -156,7 +156,8 @@ class DecodePlan:
     ) -> Tensor:  # fmt: skip
         """See ``policy.attention.Plan``."""
         held = self.cache.layers[layer]
-        if kernels.take(query, key, value, held.own_keys, held.own_values):
+        alike = query.shape[-1] == value.shape[-1] and query.shape[1] % key.shape[1] == 0
+        if alike and kernels.take(query, key, value, held.own_keys, held.own_values):
             return self._attend_in_one_pass(layer, query, key, value, scaling, window, softcap)
         shape = self.shape
         rows, heads = shape.rows, key.shape[1]

@@ -16,7 +16,8 @@ FEW_ROWS = 256  # above them a library's products are as fast: weights are no lo
 class SamplingCopy:
     """A policy's model with its parameters in ``dtype``, adapters included; ``refresh`` takes over what was trained.
 
-    Costs the parameters once more, in ``dtype``. Buffers (rotary frequencies) keep their precision.
+    Costs the parameters once more, in ``dtype``, and packed linear layers twice.
+    Buffers (rotary frequencies) keep their precision.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
@@ -26,8 +27,7 @@ class SamplingCopy:
             low = dtype if master.is_floating_point() else master.dtype
             memo[id(master)] = nn.Parameter(master.detach().to(low, copy=True), requires_grad=False)
             self._pairs.append((master, memo[id(master)]))
-        self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), dtype)
-        self.policy.take_ways_of(policy)
+        self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), dtype, like=policy)
         self._packed = _pack_linears(self.policy.model) if dtype == torch.bfloat16 else []
 
     @torch.no_grad()

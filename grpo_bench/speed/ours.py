@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from grpo_bench import kernels
 from grpo_bench.compose import compose, composing
 from grpo_bench.config import Config, parse
 from grpo_bench.cost import Meter, Size
@@ -179,4 +180,5 @@ def described(device: torch.device) -> dict[str, Any]:
     """What was computed on."""
     versions = {name: sys.modules[name].__version__ for name in ("torch", "transformers", "trl") if name in sys.modules}
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {"type": device.type, "threads": torch.get_num_threads(), "versions": versions, **gpu}
+    compiled = kernels.available() if device.type == "cpu" else None
+    return {"type": device.type, "threads": torch.get_num_threads(), "kernels": compiled, "versions": versions, **gpu}

@@ -94,6 +94,8 @@ def _facts(heading: dict[str, Any], summary: dict[str, Any]) -> list[str]:
     if machine:
         device = machine["device"]
         name = device.get("gpu") or f"{made['cpu']}, {device['threads']} threads"
+        if device.get("kernels") is not None:
+            name += f", sampling {'by compiled kernels' if device['kernels'] else 'through torch'}"
         rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in machine["rates"].items())
         lines.append(f"machine: {name}; measured here: memory {machine['bandwidth'] / 1e9:.1f} GB/s, products {rates}")
     sha, _, dirty = made["git_sha"].partition("-")
