@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test parity lint types clean
+.PHONY: demo test slow parity lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m grpo_bench -m --config-dir sweeps --config-name demo
@@ -12,6 +12,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/.dev $(VENV)/.peers
+	$(BIN)/python -m pytest -m "slow and not gpu and not network"
 
 parity: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest tests/parity

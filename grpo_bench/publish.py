@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_bench.files import disk_errors
 from grpo_bench.provenance import git_sha
 from grpo_bench.table import Table, build
 from grpo_bench.table.layout import Sheet
@@ -95,24 +96,51 @@ def publish(given: Arguments) -> str:
         import wandb
     except ImportError:
         raise UserError("publish needs a package: pip install -e '.[wandb]'") from None
-    (folder / "wandb").mkdir(exist_ok=True)
+    with disk_errors(folder / "wandb"):
+        (folder / "wandb").mkdir(exist_ok=True)
     run = _start(wandb, given, folder, table)
-    artifact = wandb.Artifact(folder.name, type="study", metadata={"git_sha": git_sha(), "baseline": _baseline(table)})
+    url, offline, where = run.url, run.offline, Path(run.dir).parent
+    exit_code = 1
+    try:
+        _send(wandb, run, given.folder, table, files)
+        exit_code = 0
+    except Exception as error:  # whatever wandb or its server says of what it is sent
+        raise UserError(
+            f"not all was sent ({_reason(error)}); run the same command again, or give mode=offline"
+        ) from error
+    finally:  # also when interrupted: a run that stays open looks as if it were still sending
+        _finish(wandb, run, exit_code)
+    what = f"{len(files)} files and {len(table.sheets)} tables"
+    if offline:
+        return f"offline: {what} wait in {_below(where)}; wandb sync {_below(where)} sends them"
+    return f"{what} sent to {url}"
+
+
+def _send(wandb: Any, run: Any, folder: Path, table: Table, files: list[Path]) -> None:
+    name = folder.resolve().name
+    artifact = wandb.Artifact(name, type="study", metadata={"git_sha": git_sha(), "baseline": _baseline(table)})
     for path in files:
-        artifact.add_file(str(path), name=str(path.relative_to(given.folder)))
+        artifact.add_file(str(path), name=str(path.relative_to(folder)))
     for sheet in table.sheets:
         run.log({f"tables/{sheet.name}": wandb.Table(columns=columns_of(sheet), data=rows_of(sheet))})
     for path in files:
         if path.suffix == ".png":
             run.log({f"figures/{path.stem}": wandb.Image(str(path))})
     run.log_artifact(artifact)
-    url, offline, where = run.url, run.settings._offline, Path(run.dir).parent
-    run.finish(exit_code=0)
-    wandb.teardown()  # only this writes the last block of an offline file
-    what = f"{len(files)} files and {len(table.sheets)} tables"
-    if offline:
-        return f"offline: {what} wait in {_below(where)}; wandb sync {_below(where)} sends them"
-    return f"{what} sent to {url}"
+
+
+def _finish(wandb: Any, run: Any, exit_code: int) -> None:
+    """End the run; a failure to do so is an error only where all else went well."""
+    try:
+        run.finish(exit_code=exit_code)
+        wandb.teardown()  # only this writes the last block of an offline file
+    except Exception as error:
+        if exit_code == 0:
+            raise UserError(f"wandb did not finish ({_reason(error)}); run the same command again") from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def columns_of(sheet: Sheet) -> list[str | int]:
@@ -145,15 +173,21 @@ def _start(wandb: Any, given: Arguments, folder: Path, table: Table) -> Any:
     }
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = mode_of(wandb, given.mode)
+    if mode == "disabled":
+        raise UserError("WANDB_MODE=disabled sends nothing; give mode=online or mode=offline")
     try:
         return wandb.init(mode=mode, **order)
     except Exception as error:  # whatever a server says; by default it is to be sent later
-        reason = str(error).strip().partition("\n")[0]
         if given.mode == "online" or mode != "online":
-            raise UserError(f"wandb refuses ({reason}); log in with wandb login, or give mode=offline") from None
-        print(f"warning: wandb is offline ({reason})", file=sys.stderr)
+            raise UserError(
+                f"wandb refuses ({_reason(error)}); log in with wandb login, or give mode=offline"
+            ) from None
+        print(f"warning: wandb is offline ({_reason(error)})", file=sys.stderr)
         wandb.teardown()
+    try:
         return wandb.init(mode="offline", **order)
+    except Exception as error:
+        raise UserError(f"wandb cannot write below {folder} ({_reason(error)})") from None
 
 
 def _baseline(table: Table) -> str | None:

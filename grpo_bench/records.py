@@ -19,12 +19,14 @@ from grpo_bench.record_rows import METRICS, Scores, one_line, read_evaluations, 
 from grpo_bench.types import UserError
 
 __all__ = [
-    "METRICS", "Mode", "Run", "Scores", "Status", "Study",
-    "load_study", "read_evaluations", "read_json", "read_jsonl", "read_scores",
+    "METRICS", "TRAINING", "Mode", "Run", "Scores", "Status", "Study",
+    "load_run", "load_study", "read_evaluations", "read_json", "read_jsonl", "read_scores", "training_clock",
+    "training_seconds",
 ]  # fmt: skip
 
 Status = Literal["complete", "diverged", "failed", "running", "missing"]
 Mode = Literal["greedy", "sampled"]
+TRAINING = ("rollout", "reward", "score", "update")  # phases whose seconds a budget counts; evaluation is not charged
 # a record is plain data that PyYAML wrote; its C reader takes a tenth of the time, which 70 runs feel
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RUN_ID = re.compile(r"^(?P<arm>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]+)$")
@@ -157,6 +159,24 @@ def load_run(directory: Path) -> Run:
     if not directory.is_dir() or not _is_run(directory):
         raise UserError(f"no run at {directory}: a run's folder holds config.yaml, state.json and metrics.jsonl")
     return _load_run(directory, {})
+
+
+def training_seconds(run: Run) -> float | None:
+    """Seconds of training, evaluation and checkpoints left out; None where none were recorded."""
+    return _trained(run.cost.get("seconds")) or None
+
+
+def training_clock(run: Run) -> dict[int, float]:
+    """The same by step, cumulative, 0 before the first; {} where no phase was timed."""
+    total, clock = 0.0, {}
+    for row in run.timing:
+        total += _trained(row.get("seconds"))
+        clock[int(row["step"])] = total
+    return clock if total else {}
+
+
+def _trained(seconds: Mapping[str, Any] | None) -> float:
+    return sum(float((seconds or {}).get(phase) or 0.0) for phase in TRAINING)
 
 
 def _is_run(path: Path) -> bool:

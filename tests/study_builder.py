@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+SECONDS = {"rollout": 0.5, "reward": 0.25, "update": 0.75, "eval": 1.0}  # of a step: 1.5 of training
 HASHES = {"ppo": "aaaaaaaa", "grpo": "bbbbbbbb"}
 SIZES = {"policy": 600_000, "reference": 0}
 
@@ -121,7 +122,10 @@ def default_curve(seed: int) -> list[dict[str, Any]]:
 
 def write_curves(run: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(dict(line)) + "\n" for line in lines))
-    clock = [{"step": line["step"], "elapsed_s": 1.5 * line["step"], "seconds": {}} for line in lines]
+    clock = [
+        {"step": line["step"], "elapsed_s": 2.5 * line["step"], "seconds": SECONDS if line["step"] else {}}
+        for line in lines
+    ]
     (run / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in clock))
 
 

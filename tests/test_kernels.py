@@ -224,7 +224,7 @@ def test_values_narrower_than_keys_go_through_torch():
 
 @needs_compiler
 def test_a_norm_of_one_plus_weights_keeps_small_weights_in_bfloat16():
-    """1 + 0.0034 is 1 in bfloat16. Computed in fp32 it lengthens what it multiplies by that much, roundings averaged."""
+    """1 + 0.0034 is 1 in bfloat16. In fp32 it lengthens what it multiplies by that much, roundings averaged."""
     x, weight = torch.randn(64, 512).bfloat16(), torch.full((512,), 0.0034).bfloat16()
     exact = torch.rms_norm(x.double(), (512,))
     for out in both(lambda: norms.rms_norm(x, weight, 0.0, 1.0)):

@@ -81,11 +81,7 @@ class Server:
         self.logged: dict[str, Any] = {}
         self.files: list[str] = []
         self.artifacts: list[Any] = []
-        self.url, self.dir, self._offline = "https://wandb.test/run", "/x/files", False
-
-    @property
-    def settings(self) -> Server:
-        return self
+        self.url, self.dir, self.offline = "https://wandb.test/run", "/x/files", False
 
     Settings = staticmethod(lambda **_: None)
 
@@ -97,7 +93,7 @@ class Server:
         self.inits.append(order)
         if order["mode"] == "online" and self.refuses:
             raise ConnectionError("server is down\nand more")
-        self._offline = order["mode"] == "offline"
+        self.offline = order["mode"] == "offline"
         return self
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -148,6 +144,42 @@ def test_a_server_that_is_down_is_offline_unless_online_was_asked_for(folder, mo
     assert "warning: wandb is offline (server is down)" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"wandb refuses \(server is down\)"):
         publish.publish(publish.Arguments(folder, mode="online"))
+
+
+@pytest.mark.parametrize("error", [ValueError("too long\nand more"), ConnectionError()])
+def test_what_is_not_sent_is_one_line_and_a_run_that_ended(folder, monkeypatch, capsys, error):
+    def refuse(_: Any) -> None:
+        raise error
+
+    server = Server()
+    server.log_artifact = refuse  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    assert publish.main([str(folder), "mode=online"]) == 2
+    said = str(error).partition("\n")[0] or "ConnectionError"
+    assert capsys.readouterr().err.startswith(f"error: not all was sent ({said}); run the same command again")
+    assert server.artifacts[-1] == 1  # finished, as failed
+
+
+def test_an_interrupted_run_ends_too(folder, monkeypatch):
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    server = Server()
+    server.log = interrupt  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    with pytest.raises(KeyboardInterrupt):
+        publish.publish(publish.Arguments(folder, mode="online"))
+    assert server.artifacts[-1] == 1
+
+
+def test_a_wandb_that_is_switched_off_is_said(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Server())
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(UserError, match="WANDB_MODE=disabled sends nothing"):
+        publish.publish(publish.Arguments(folder))
 
 
 def test_offline_writes_everything_below_the_study(folder):

@@ -111,6 +111,13 @@ def test_one_seed_is_judged_by_its_problems(tmp_path):
     assert words(near)["eval.final.greedy.len_mean"] == "identical"
 
 
+def test_an_accuracy_without_an_interval_is_not_judged(tmp_path):
+    (run,) = study(tmp_path, rights=(80,))
+    new = made_again(tmp_path / "a", run, right=77)
+    (new.directory / "eval.jsonl.gz").unlink()  # one seed, and no rows to count flipped answers in
+    assert compare(run, new, [run], exact=False).word == "not judged"
+
+
 def test_counts_that_every_seed_shares_have_no_width(tmp_path):
     row = study(tmp_path)
     cell = compare(row[0], made_again(tmp_path, row[0], samples=1025), row, exact=False)

@@ -13,7 +13,6 @@ from grpo_bench.stats.aggregate import (
     iqm_interval,
     optimality_gap,
     performance_profile,
-    performance_profile_band,
     probability_of_improvement,
     probability_of_improvement_interval,
 )
@@ -81,16 +80,12 @@ def test_runs_are_redrawn_within_their_task():
     assert found.low <= iqm(x) <= found.high
 
 
-def test_improvement_and_profile_intervals():
+def test_the_interval_of_an_improvement():
     found = probability_of_improvement_interval(X, Y)
     assert found == probability_of_improvement_interval(X, Y)
     assert 0 <= found.low < found.estimate < found.high <= 1
     certain = probability_of_improvement_interval(X + 1, Y)
     assert (certain.low, certain.estimate, certain.high) == (1, 1, 1)
-    profile, low, high = performance_profile_band(X, [0.3, 0.6])
-    assert profile == pytest.approx(performance_profile(X, [0.3, 0.6]))
-    assert (low <= profile).all()
-    assert (profile <= high).all()
 
 
 def test_shapes_are_checked():

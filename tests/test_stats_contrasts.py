@@ -95,6 +95,19 @@ def test_declared_contrasts_without_runs_keep_their_place_in_the_family(tmp_path
     assert any("grpo_g16 against ppo: no finished runs" in note for note in found.notes)
 
 
+def test_a_row_without_runs_yet_counts_as_much_as_its_siblings(tmp_path):
+    folder = tmp_path / "demo-arithmetic"
+    study(folder, {"ppo": BASE, "grpo_g8": UP}, contrasts=[["grpo_g8", "ppo"]])
+    jobs = [{"run_id": run.run_id, "arm": run.arm, "row": run.row, "seed": run.seed} for run in load_study(folder).runs]
+    planned = [(f"grpo_g8 lr={lr}", f"grpo_g8-s0-{lr}") for lr in ("11111111", "22222222")]
+    jobs += [{"run_id": run_id, "arm": "grpo_g8", "row": row, "seed": 0} for row, run_id in planned]
+    (folder / "jobs.json").write_text(json.dumps({"jobs": jobs}))
+    found = compare(load_study(folder))
+    (one,) = found.contrasts
+    assert (found.family, one.judged.family) == (3, 3)
+    assert any("no finished run of grpo_g8 lr=11111111" in note for note in found.notes)
+
+
 def test_a_refused_pair_keeps_its_place_and_says_why(tmp_path):
     folder = tmp_path / "demo-arithmetic"
     pairs = [["grpo_g8", "ppo"], ["grpo_g4", "grpo_g8"]]

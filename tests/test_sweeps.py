@@ -147,6 +147,11 @@ def test_one_thing_changes_at_a_time() -> None:
     assert changed("critic", "ppo_tuned_lam95", "ppo_tuned") == {"algo.lam"}
     assert changed("critic", "ppo_tuned_shared", "ppo_tuned") == {"model.critic"}
     assert changed("critic", "ppo_tuned_fast_critic", "ppo_tuned") == {"critic_lr"}
+    # at the policy that sampled, where the gradient's noise is measured, a ratio is 1 and no clip acts
+    assert changed("std_normalisation", "grpo_no_baseline", "grpo_no_std") == {
+        "algo.name", "algo.baseline", "algo.decay", "algo.scale", "algo.ddof", "algo.eps", "algo.guard",
+        "algo.clip_low", "algo.clip_high", "algo.dual_clip", "algo.log_clamp",
+    }  # fmt: skip
     # another class has knobs of another name: what both have is equal but for the normalisation itself
     for arm in ("grpo_no_std", "grpo_batch_std"):
         found = changed("std_normalisation", arm, "grpo_g8")
@@ -183,6 +188,18 @@ def test_rows_are_called_after_the_variant_of_their_task() -> None:
     assert steps[::3] == [(2, 3), (4, 5), (7, 8)]
     two = preflight(["arm=ppo", "task=gsm8k,math", "model=smollm2-135m"], multirun=True)
     assert [job.config.row for job in two.jobs] == ["ppo", "ppo"]  # tasks have folders of their own
+
+
+def test_claims_of_no_worse_allow_two_points_and_lengths_are_asked_alike() -> None:
+    declared = {h.id: h for name in ("critic", "kl_placement") for h in plan_of(name).jobs[0].config.study.hypotheses}
+    for name in ("lambda_one", "no_kl_is_no_worse"):
+        assert (declared[name].expect, declared[name].at_least) == ("greater", -0.02)
+    asked: dict[str, list[tuple[object, ...]]] = {"short": [], "long": []}
+    for h in plan_of("length").jobs[0].config.study.hypotheses:
+        length = h.id.rpartition("_")[2]
+        rows = [row.removesuffix(f" {length}") for row in h.rows]
+        asked[length].append((h.id.removesuffix(length), rows, h.measure, h.expect, h.at_most))
+    assert asked["short"] == asked["long"]
 
 
 def test_budgets_are_in_every_unit() -> None:

@@ -17,14 +17,18 @@ import pytest
 import yaml
 from study_builder import config, write_curves, write_run, write_study
 
-from grpo_bench import table
+from grpo_bench import stats, table
 from grpo_bench.records import load_study, read_evaluations
+from grpo_bench.stats.curves import Reached
 from grpo_bench.table import __main__ as command
 from grpo_bench.table.arms import group_arms
+from grpo_bench.table.article import article_sheet
 from grpo_bench.table.brief import brief, insert
+from grpo_bench.table.collapse import collapsed
 from grpo_bench.table.compare import compare
-from grpo_bench.table.curves import area, crossing, end, target
+from grpo_bench.table.curves import area, end, reached, target
 from grpo_bench.table.hypotheses import evaluate
+from grpo_bench.table.judge import Claim, judge
 from grpo_bench.table.ledger import choices, trials, write_tuned
 from grpo_bench.table.measures import MEASURES, Reading
 from grpo_bench.types import UserError
@@ -82,8 +86,8 @@ def test_the_learning_curve_by_hand(tmp_path):
     # trapezoids: 200·0.3 + 200·0.6 over 400
     assert area(one, "eval/dev/greedy/acc") == pytest.approx(0.45)
     assert end(one) == pytest.approx(0.6)  # of the evaluations after the first step
-    assert crossing(one, 0.5, "samples") == pytest.approx(250)
-    assert crossing(one, 0.9, "samples") == 400  # never: its whole length
+    assert reached(one, 0.5, "samples").at == pytest.approx(250)
+    assert reached(one, 0.9, "samples") == Reached(None, 400)
     aim = target(group_arms([one]))
     assert aim is not None
     assert aim.accuracy == pytest.approx(0.2 + 0.75 * 0.4)
@@ -125,15 +129,171 @@ def test_what_cannot_be_tested_says_why(whole, hypothesis, outcome, why):
     assert why in finding.why
 
 
-def test_rows_that_may_not_be_compared_are_refused_but_for_costs(tmp_path):
+COSTS = ["accuracy", "flops", "seconds_training", "peak_memory", "parameters"]
+
+
+def refusals(study: Path) -> dict[str, str]:
+    one = {"id": "x", "claim": "c", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
+    found = evaluate(compare(load_study(study)), [one | {"measure": name} for name in COSTS])
+    return {f.measure: f.why if f.outcome == "not comparable" else f.outcome for f in found}
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"result": {"prompt_stream_hash": "other"}}, "prompt stream differs"),
+        ({"result": {"budget": {"unit": "samples", "amount": 2048}}}, "budget differs"),
+        ({"result": {"model": "large"}}, "model differs"),
+    ],
+)
+def test_a_cost_needs_the_same_budget_model_and_prompts(tmp_path, second, said):
     study = tmp_path / "demo-arithmetic"
     write_run(study, "ppo", 0, [1, 0, 0, 0], base=[0] * 4)
-    write_run(study, "grpo_g8", 0, [1, 1, 0, 0], base=[0] * 4, result={"prompt_stream_hash": "other"})
-    one = {"id": "x", "claim": "c", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
-    accuracy, cost = evaluate(compare(load_study(study)), [one, one | {"measure": "seconds_training"}])
-    assert accuracy.outcome == "not comparable"
-    assert "prompt stream differs" in accuracy.why
-    assert cost.outcome == "descriptive"
+    write_run(study, "grpo_g8", 0, [1, 1, 0, 0], base=[0] * 4, **second)
+    found = refusals(study)
+    if said == "model differs":  # a row's label then names its model, and the claim's row is found by its name
+        found["accuracy"] = said
+    assert found.pop("parameters") == "descriptive"
+    assert all(said in why for why in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"cpu": "another processor"}, "processor differs"),
+        ({"device": {"torch_threads": 4, "gpus": []}}, "number of threads differs"),
+        ({"device": {"torch_threads": 1, "gpus": ["a GPU"]}}, "accelerators differs"),
+        ({"parallel": 2}, "number of jobs at once differs"),
+    ],
+)
+def test_seconds_and_bytes_need_the_same_machine(tmp_path, where, said):
+    study = tmp_path / "demo-arithmetic"
+    here = {"cpu": "a processor", "device": {"torch_threads": 1, "gpus": []}, "parallel": 1}
+    for name, place in (("ppo", here), ("grpo_g8", here | where)):
+        run = write_run(study, name, 0, [1, 0, 0, 0], base=[0] * 4, changes={"parallel": place["parallel"]})
+        attempt = {"cpu": place["cpu"], "device": place["device"], "packages": {}}
+        (run / "provenance.json").write_text(json.dumps({"attempts": [attempt]}))
+    found = refusals(study)
+    assert {name for name, why in found.items() if said in why} == {"seconds_training", "peak_memory"}
+    assert {found["accuracy"], found["flops"], found["parameters"]} == {"descriptive"}
+
+
+# ---------------------------------------------------------------- runs that were stopped, and those that fell
+
+
+def stopped(study: Path, arm: str, seed: int, curve: list[dict[str, Any]]) -> None:
+    run = write_run(study, arm, seed, [1, 0], base=[0, 0], curve=curve, status="diverged")
+    assert (run / "result.json").is_file()
+
+
+def test_a_stopped_run_is_held_and_costs_nothing_whole(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+
+    def dev(*heights: float) -> list[dict[str, Any]]:
+        return [{"step": i, "samples": 100 * i, "eval/dev/greedy/acc": h} for i, h in enumerate(heights)]
+
+    write_run(study, "grpo_g8", 0, [1, 0], base=[0, 0], curve=dev(0.2, 0.4, 0.6, 0.6, 0.6))
+    stopped(study, "grpo_g8", 1, dev(0.2, 0.4))
+    whole, short = load_study(study).runs
+    reading = Reading(group_arms([whole, short]))
+    # 0.3 over the first hundred, then 0.4 over the three that it did not live to see
+    assert reading.value("learning_curve_area", short) == pytest.approx((0.3 + 3 * 0.4) / 4)
+    assert reading.value("learning_curve_area", whole) == pytest.approx((0.3 + 0.5 + 2 * 0.6) / 4)
+    assert reading.reached(short, "samples") == Reached(None, 400)
+    for name in ("seconds_training", "flops", "samples", "peak_memory", "updates"):
+        assert reading.value(name, short) is None
+        assert reading.value(name, whole) is not None
+    assert reading.value("parameters", short) == 600_000
+    assert reading.value("seconds_per_step", short) == 2.0
+
+
+def test_collapse_is_counted_by_the_rule_of_the_diagnosis(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for seed, last in ((0, 0.1), (1, 0.78)):
+        curve = [
+            {"step": s, "samples": s, "reward/mean": 0.5, "eval/dev/greedy/acc": h, "eval/dev/greedy/stderr": 0.02}
+            for s, h in ((1, 0.4), (2, 0.8), (3, last))
+        ]
+        write_run(study, "ppo", seed, [1, 0], base=[0, 0], curve=curve)
+    write_run(study, "ppo", 2, [1, 0], base=[0, 0], curve=[{"step": 1, "samples": 1}])
+    assert [collapsed(run) for run in load_study(study).runs] == [True, False, None]
+    row = cells(table.build(study).sheet("stability"), "ppo")
+    assert (row["collapsed"], row["non-finite"]) == ("1 of 2", "0 of 3")
+
+
+# ---------------------------------------------------------------- one rule
+
+
+def test_a_claim_about_a_contrast_has_the_contrast_s_verdict(whole):
+    c = compare(load_study(whole))
+    one = {"id": "x", "claim": "c", "rows": ["ppo", "grpo_g8"], "expect": "less"}
+    many = evaluate(c, [one | {"id": str(i)} for i in range(40)])
+    contrast = next(x for x in c.contrasts if x.first == "grpo_g8")
+    # not the level of forty hypotheses, but of the contrasts
+    assert many[0].judgement.simultaneous.low == pytest.approx(-contrast.judged.simultaneous.high)
+    assert {f.outcome for f in many} == {"supported"}
+    assert contrast.judged.word == "better"
+
+
+def test_differences_that_are_all_zero_are_equivalent_by_both_rules():
+    same = [[0.5] * 5, [0.5] * 5]
+    assert judge(same, Claim("equal", at_most=0.02), counted=True).outcome == "supported"
+    assert stats.verdicts({"x": [0.0] * 5}, 0.02)["x"].word == "equivalent"
+    assert judge(same, Claim("greater"), counted=True).outcome == "not established"
+    shifted = [[0.6] * 5, [0.5] * 5]
+    assert judge(shifted, Claim("greater"), counted=True).outcome == "not established"
+    assert stats.verdicts({"x": [0.1] * 5}, 0.02)["x"].word == "not established"
+
+
+def test_the_article_says_what_the_study_s_own_hypothesis_found(whole, built):
+    sheet = built.sheet("article")
+    # twenty more hypotheses would make the article's own level another: the outcome stays the declared one
+    ratio = {"id": "own", "claim": "c", "rows": ["ppo", "grpo_g8"], "measure": "parameters", "expect": "greater"}
+    found = evaluate(built.comparison, [ratio | {"scale": "ratio", "at_least": 3.0}])
+    cell = cells(article_sheet(built.comparison, found), "parameters")["PPO: ppo"]
+    assert cell.endswith(
+        "GRPO 0.50 × [0.50, 0.50]; the study's own own (ppo against grpo_g8: greater, ratio at least 3 ×): "
+        "CONTRADICTED (in the direction claimed, but of another size)"
+    )
+    assert cells(sheet, "parameters")["PPO: ppo"].endswith("GRPO 0.50 × [0.50, 0.50]: SUPPORTED")
+    assert "in sd over seeds: " in cells(sheet, "stability")["PPO: ppo"]
+
+
+def test_a_small_difference_says_so_in_the_article(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for seed in range(5):
+        for name, right in (("ppo", 500), ("grpo_g8", 506 + seed % 2)):
+            write_run(study, name, seed, [int(i < right) for i in range(1000)], base=[0] * 1000)
+    cell = cells(table.build(study).sheet("article"), "accuracy")["PPO: ppo"]
+    assert cell.endswith(": BETTER, BY LESS THAN THE MARGIN")
+
+
+def test_hypotheses_say_in_how_many_runs_they_were_declared(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    claim = {"id": "x", "claim": "c", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
+    for seed in (0, 1):
+        settings = config("ppo", "ppo", seed)["study"] | {"hypotheses": [claim] if seed else []}
+        for name in ("ppo", "grpo_g8"):
+            write_run(study, name, seed, [1, 0], base=[0, 0], changes={"study": settings})
+    built = table.build(study)
+    assert "Declared in the configuration of 2 of 4 runs." in built.sheet("hypotheses").notes[0]
+    assert any(n.startswith("The study's hypotheses changed between its runs") for n in built.comparison.notes)
+
+
+def test_the_time_to_a_target_is_a_median_with_its_seeds(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for name in ("ppo", "grpo_g8"):
+        for seed, top in enumerate((0.9, 0.9, 0.5)):
+            curve = [
+                {"step": s, "samples": 100 * s, "eval/dev/greedy/acc": h}
+                for s, h in enumerate((0.1, 0.1 + (top - 0.1) / 2, top, top, top))
+            ]
+            write_run(study, name, seed, [1, 0], base=[0, 0], curve=curve)
+    # from 10 % to the mean end of 0.9, 0.9, 0.5 (less the first halves): below 0.9, above 0.5
+    cell = cells(table.build(study).sheet("article"), "convergence")["GRPO: grpo_g8"]
+    assert re.search(r"; median 1\d\d samples to \d\d % on dev \(2 of 3 seeds; 1 not reached by 400\)", cell)
+    row = cells(table.build(study).sheet("efficiency"), "ppo")
+    assert row["to the target: reached"] == "2 of 3"
 
 
 # ---------------------------------------------------------------- one knob at a time
@@ -214,6 +374,23 @@ def test_the_choice_is_written_where_runs_read_it(sweep, tmp_path, capsys, monke
     text = file.read_text()
     assert "# out of lr 1e-05, 0.0001, 0.001, seeds 100, 101" in text
     assert "# At the edge of the grid: grpo_g8 (lr highest)." in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- 1\n- 2\n", r"should hold lines such as grpo: \{lr: 1.0e-4\}"),
+        (b"ppo: 0.1\n", "should hold lines such as"),
+        (b"ppo: {lr: 1e-4}\n", "should hold lines such as"),  # text to YAML, which wants 1.0e-4
+        (b"# \xff\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_holds_no_rates_is_one_line_and_stays(sweep, tmp_path, content, said):
+    file = tmp_path / "arithmetic-tiny.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"arithmetic-tiny.yaml {said}"):
+        write_tuned(compare(load_study(sweep)), file, "")
+    assert file.read_bytes() == content
 
 
 def test_a_rate_that_lacks_a_seed_is_not_chosen(sweep):

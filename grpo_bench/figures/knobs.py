@@ -50,9 +50,9 @@ def group_size(found: GroupSizes | None, title: str) -> Figure | None:
         right.legend(frameon=False, fontsize=8)
     note = "Means over seeds, accuracy with its 95 % interval; rings: single seeds."
     if found.predicted:
-        note += " p: success rate of each test problem before RL, sampled."
+        note += f" p: success rate before RL of each of {found.problems} training problems, sampled."
     else:
-        note += " Too few sampled answers a problem to say what success rates imply."
+        note += " What success rates imply was not measured (python -m grpo_bench.advantage_error)."
     heading(figure, f"{title}: group size", note)
     return figure
 

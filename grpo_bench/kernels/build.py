@@ -40,7 +40,7 @@ def cache_dir() -> Path:
 
 
 def load() -> tuple[ctypes.CDLL, str]:
-    """The compiled library, compiled first if this machine has not, and its name: of sources, compiler, processor, flags.
+    """The library, compiled first if this machine has not, and its name: of sources, compiler, processor and flags.
 
     torch must have been imported: the library then shares its OpenMP threads. Raises OSError or SubprocessError with
     the reason where there is no compiler, no place for the library, or no set of flags that works.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from grpo_bench.diagnose import diagnose
-from grpo_bench.records import Run
-from grpo_bench.series.spending import seconds_of
+from grpo_bench.records import Run, training_seconds
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.layout import NONE, Sheet, integer, number, percent
 
@@ -18,7 +17,7 @@ def runs_sheet(c: Comparison) -> Sheet:
             greedy = run.final.get("greedy") or {}
             status = run.status if run.status == "complete" else f"{run.status}: {run.reason or 'no reason recorded'}"
             amounts = [integer(run.cost.get(key)) for key in ("samples", "generated_tokens", "updates")]
-            clock = number(seconds_of(run), 1)
+            clock = number(training_seconds(run), 1)
             rows.append([arm.label, str(run.seed), status, percent(greedy.get("acc")), *amounts, clock, run.run_id])
     notes = ["Accuracy: final test, greedy. Training seconds leave evaluation out."]
     return Sheet("runs", "Runs", header, rows, notes)

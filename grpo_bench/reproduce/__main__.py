@@ -38,7 +38,8 @@ check           the comparison alone, of the named runs
 into=DIR        keep the new records there with reproduction.json; without it they go when nothing is off
 KEY=VALUE       where things lie and how work is split, which a record leaves out: {places},
                 {splits}
-Exit code 0: identical or within its interval; 1: off, or a run failed; 2: bad input.
+Exit code 0: identical or within its interval; 1: off, not judged for want of
+an interval, or a run failed; 2: bad input.
 """
 
 
@@ -55,7 +56,7 @@ class Arguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 identical or within, 1 off or failed, 2 bad input, 130 interrupted."""
+    """Exit code 0 identical or within, 1 off, not judged or failed, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     if any(word in ("-h", "--help") for word in words):
         allowed = list(ALLOWED)

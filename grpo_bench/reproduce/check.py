@@ -52,8 +52,8 @@ def surroundings(run: Run, here: Mapping[str, Any], threads: int | None, changed
     note("GPUs", device.get("gpus"), (here.get("device") or {}).get("gpus"), True, LAST_BITS)
     note("CUDA", device.get("cuda"), (here.get("device") or {}).get("cuda"), True, LAST_BITS)
     note("threads", device.get("torch_threads"), threads, True, LAST_BITS)
-    kernels = [(one.get("device") or {}).get("kernels") or "torch's operations" for one in (then, here)]
-    note("sampling kernels", *kernels, True, LAST_BITS)
+    before, now = ((one.get("device") or {}).get("kernels") or "torch's operations" for one in (then, here))
+    note("sampling kernels", before, now, True, LAST_BITS)
     note("CPU count", then.get("cpu_count"), here.get("cpu_count"), False, "the thread count is what counts")
     note("platform", then.get("platform"), here.get("platform"), False, "the kernel computes nothing")
     note("Python", then.get("python"), here.get("python"), _minor(then.get("python")) != _minor(here.get("python")),

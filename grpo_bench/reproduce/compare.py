@@ -3,6 +3,7 @@
 *Identical*: the evaluation rows are the same byte for byte and every figure is equal. *Within*: the new figure lies in
 the interval in which one more run of the recorded row is expected. *Off*: it does not; or it differs at all where
 nothing that can change a result differs, since the same machine, threads and versions give the same bits.
+*Not judged*: the accuracy differs, and the record gives no interval for it.
 """
 
 from __future__ import annotations
@@ -131,7 +132,12 @@ def compare(run: Run, new: Run, row: Sequence[Run], *, exact: bool) -> Cell:
         what = "evaluation rows" if not same else "figures"
         return Cell(run, "off", figures, f"other {what}, though nothing differs that can change them")
     off = [figure.name for figure in figures if figure.word == "off"]
-    return Cell(run, "off", figures, ", ".join(off)) if off else Cell(run, "within", figures)
+    if off:
+        return Cell(run, "off", figures, ", ".join(off))
+    if any(figure.name == ACCURACY and figure.word == "not judged" for figure in figures):
+        why = "its accuracy differs, and the record has no interval to judge it by"
+        return Cell(run, "not judged", figures, why)
+    return Cell(run, "within", figures)
 
 
 def row_mean(row: str, recorded: Sequence[Run], cells: Sequence[Cell]) -> Row | None:

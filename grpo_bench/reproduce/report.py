@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from grpo_bench.reproduce.check import Difference
-from grpo_bench.reproduce.compare import ACCURACY, CLOCKS, LEVEL, Cell, Figure, Row
+from grpo_bench.reproduce.compare import ACCURACY, CLOCKS, LEVEL, Cell, Figure, Row, Word
 
 SHOWN = 6  # figures of a cell that are off and written out
 
@@ -46,7 +46,7 @@ def cells(found: Sequence[Cell], rows: Sequence[Row]) -> str:
 
 def verdict(found: Sequence[Cell]) -> str:
     """The last line: how many of each."""
-    counts = {word: sum(cell.word == word for cell in found) for word in ("identical", "within", "off", "failed")}
+    counts = {word: sum(cell.word == word for cell in found) for word in get_args(Word)}
     parts = [f"{count} {_word(word)}" for word, count in counts.items() if count]
     return f"{len(found)} cell{'s' * (len(found) != 1)}: {', '.join(parts)}"
 
@@ -83,6 +83,8 @@ def _reasons(found: Sequence[Cell]) -> list[str]:
         where = f"{cell.run.row} seed {cell.run.seed}"
         if cell.word == "failed":
             lines.append(f"- {where} failed: {cell.reason}")
+        if cell.word == "not judged":
+            lines.append(f"- {where} is not judged: {cell.reason}")
         if cell.word != "off":
             continue
         lines.append(f"- {where} is off: {cell.reason}")

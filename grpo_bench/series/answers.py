@@ -22,15 +22,16 @@ _SPLIT = re.compile(r'"split": ?"(\w+)"')
 
 
 def dev_scores(runs: Sequence[Run]) -> dict[int, NDArray[np.float64]]:
-    """By step, (seeds, problems) of right greedy answers on dev, where every run answered the same problems then."""
+    """By step, (seeds, problems) of right greedy answers on dev, where every run answered the same problems then; a run
+    that ended before others stands at its last answers."""
     looks = [_looks(run.directory) for run in runs]
     if not looks:
         return {}
     found: dict[int, NDArray[np.float64]] = {}
-    for step in sorted(set.intersection(*(set(one) for one in looks))):
-        ids = sorted(looks[0][step])
-        if all(one[step].keys() == looks[0][step].keys() for one in looks):
-            found[step] = np.array([[one[step][key] for key in ids] for one in looks])
+    for step in sorted(set[int]().union(*looks)):
+        there = [one[step if step in one else max(one)] for one in looks if one and (step in one or step > max(one))]
+        if len(there) == len(looks) and all(one.keys() == there[0].keys() for one in there):
+            found[step] = np.array([[one[key] for key in sorted(there[0])] for one in there])
     return found
 
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from grpo_bench.records import Run
+from grpo_bench.records import Run, training_clock
 from grpo_bench.series.answers import dev_scores
 from grpo_bench.stats import bootstrap_two_level
+from grpo_bench.stats.curves import on_grid
 from grpo_bench.table.arms import Arm
 
 POINTS = 120  # a curve shows no more; longer runs are averaged over equally many steps each
@@ -20,7 +21,7 @@ REPS = 500  # bootstrap repetitions a point: a band's edge is then good to about
 AXES = {
     "samples": "training samples",
     "tokens": "tokens generated",
-    "seconds": "seconds, evaluations included",
+    "seconds": "seconds of training, evaluations left out",
 }
 _COUNTED = {"samples": "samples", "tokens": "generated_tokens"}  # keys of metrics.jsonl; seconds are in timing.jsonl
 
@@ -63,14 +64,17 @@ class SeedCurve:
     x: dict[str, Vector]
     y: Vector
     diverged: bool
+    ended: bool
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A row's curve at the steps that all its seeds reached (points,): beyond, the mean over the rest would jump.
+    """A row's curve (points,): a seed that ended before others (stopped, or its budget spent in fewer steps) is held at
+    its last height, since the mean over the rest would jump; one that is not done yet ends the curve.
 
-    ``x`` is the mean over seeds at that step. The band is ``bootstrap``: 95 %, over seeds and dev problems at once
-    (over problems alone with one seed); or ``range``: from the lowest to the highest seed.
+    ``x`` is the mean over seeds at that step; of a seed that ended it goes on at the pace of the others. The band is
+    ``bootstrap``: 95 %, over seeds and dev problems at once (over problems alone with one seed); or ``range``: from the
+    lowest to the highest seed.
     """
 
     x: dict[str, Vector]
@@ -84,7 +88,7 @@ class Curve:
 def learning_curves(arms: Sequence[Arm], panels: Sequence[Panel] = PANELS) -> dict[Panel, dict[str, Curve]]:
     """Curves by panel and row label; panels and rows without a single recorded value are left out."""
     found: dict[Panel, dict[str, Curve]] = {}
-    clocks = {run.run_id: _clock(run) for arm in arms for run in arm.runs}
+    clocks = {run.run_id: training_clock(run) for arm in arms for run in arm.runs}
     for panel in panels:
         for arm in arms:
             runs = [run for run in arm.runs if run.metrics]
@@ -100,11 +104,6 @@ def on(curves: dict[str, Curve], axis: str) -> dict[str, Curve]:
     return {label: curve for label, curve in curves.items() if np.isfinite(curve.x[axis]).all()}
 
 
-def _clock(run: Run) -> dict[int, float]:
-    rows = ((row.get("step"), row.get("elapsed_s", row.get("time/total_s"))) for row in run.timing)
-    return {int(step): float(at) for step, at in rows if step is not None and at is not None}
-
-
 def _seed_curve(run: Run, panel: Panel, clock: dict[int, float]) -> SeedCurve | None:
     rows = [row for row in run.metrics if _number(row.get(panel.key)) and row.get("step") is not None]
     if not rows:
@@ -113,7 +112,7 @@ def _seed_curve(run: Run, panel: Panel, clock: dict[int, float]) -> SeedCurve | 
     y = np.array([float(row[panel.key]) for row in rows])
     x = {axis: np.array([_place(row, key) for row in rows]) for axis, key in _COUNTED.items()}
     x["seconds"] = np.array([clock.get(int(step), np.nan) for step in steps])
-    return SeedCurve(run.seed, steps, x, y, run.status == "diverged")
+    return SeedCurve(run.seed, steps, x, y, run.status == "diverged", run.status in ("complete", "diverged"))
 
 
 def _number(value: Any) -> bool:
@@ -126,18 +125,28 @@ def _place(row: dict[str, Any], key: str) -> float:
 
 
 def _over_seeds(seeds: list[SeedCurve], scores: dict[int, NDArray[np.float64]]) -> Curve:
-    common = sorted(set.intersection(*(set(one.steps.tolist()) for one in seeds)))
-    where = [np.searchsorted(one.steps, common) for one in seeds]
-    y = np.stack([one.y[at] for one, at in zip(seeds, where, strict=True)])
-    x = {axis: np.stack([one.x[axis][at] for one, at in zip(seeds, where, strict=True)]) for axis in AXES}
+    begin = max(int(one.steps[0]) for one in seeds)
+    end = min((int(one.steps[-1]) for one in seeds if not one.ended), default=max(int(one.steps[-1]) for one in seeds))
+    common = sorted(step for step in set[int]().union(*(one.steps.tolist() for one in seeds)) if begin <= step <= end)
+    y = np.stack([on_grid(one.steps.astype(np.float64), one.y, common) for one in seeds])
+    x = {axis: _places([(one.steps, one.x[axis]) for one in seeds], common) for axis in AXES}
     if common and all(step in scores for step in common):
         bounds = np.array([_bootstrap(scores[step]) for step in common]).T
         band: Literal["bootstrap", "range"] = "bootstrap"
     else:
         bounds, band = np.stack([y.min(axis=0), y.max(axis=0)]), "range"
-    means = {axis: places.mean(axis=0) for axis, places in x.items()}
-    means, (mean, low, high) = _thin(means, (y.mean(axis=0), bounds[0], bounds[1]))
+    means, (mean, low, high) = _thin(x, (y.mean(axis=0), bounds[0], bounds[1]))
     return Curve(means, mean, low, high, band, [_thin_seed(one) for one in seeds])
+
+
+def _places(seeds: Sequence[tuple[NDArray[np.int64], Vector]], grid: Sequence[int]) -> Vector:
+    """(grid,) mean places on an axis, NaN where a seed has none; beyond a seed's end it moves as the others do."""
+    if not grid or any(np.isnan(places).any() for _, places in seeds):
+        return np.full(len(grid), np.nan)
+    at = np.stack(
+        [np.where(np.array(grid) > steps[-1], np.nan, np.interp(grid, steps, places)) for steps, places in seeds]
+    )
+    return np.asarray(at[:, 0].mean() + np.concatenate([[0.0], np.nanmean(np.diff(at, axis=1), axis=0).cumsum()]))
 
 
 def _bootstrap(scores: NDArray[np.float64]) -> tuple[float, float]:
@@ -147,7 +156,7 @@ def _bootstrap(scores: NDArray[np.float64]) -> tuple[float, float]:
 
 def _thin_seed(one: SeedCurve) -> SeedCurve:
     x, (y,) = _thin(one.x, (one.y,))
-    return SeedCurve(one.seed, one.steps, x, y, one.diverged)
+    return SeedCurve(one.seed, one.steps, x, y, one.diverged, one.ended)
 
 
 def _thin(x: dict[str, Vector], several: tuple[Vector, ...]) -> tuple[dict[str, Vector], tuple[Vector, ...]]:

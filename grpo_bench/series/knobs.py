@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from grpo_bench.records import Run, read_jsonl
+from grpo_bench.records import Run
 from grpo_bench.stats import Interval
 from grpo_bench.table.arms import Arm
+from grpo_bench.table.groups import estimates
 
 ENOUGH = 3  # values of a knob; fewer are a comparison, not a curve
 LAST = 5  # the end of a run is its last fifth of steps
@@ -59,17 +57,21 @@ class Family:
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """Families over G, and the share of groups without signal that a model's success rates imply, {G: share}."""
+    """Families over G, and the share of groups without signal that success rates before RL imply: p^G + (1 − p)^G
+    averaged over ``problems`` training problems, {"before RL": {G: share}}; {} where they were not measured."""
 
     families: list[Family]
-    predicted: dict[str, dict[int, float]]  # "before RL", and a row's label for its trained models
+    predicted: dict[str, dict[int, float]]
+    problems: int = 0
 
 
 def group_sizes(arms: Sequence[Arm]) -> GroupSizes | None:
-    """Rows that differ in their group size alone: three values or more, else None.
+    """Rows that differ in their group size alone: three values or more, else None. They are a family at equal
+    completions a step, or at equal prompts; a row may stand in one of each.
 
-    Measured are the shares of groups without signal at the first step, where the policy still is the model before RL
-    (``first``), and over the last fifth of the steps (``last``).
+    What success rates imply is read from the study's ``advantage_error.json`` (``python -m grpo_bench.advantage_error``
+    writes it); UserError where that is damaged. Measured are the shares of groups without signal at the first step,
+    where the policy still is the model before RL (``first``), and over the last fifth of the steps (``last``).
     """
     families = [
         Family(name, [_point(arm, "group_size", _signal) for arm in members])
@@ -77,11 +79,15 @@ def group_sizes(arms: Sequence[Arm]) -> GroupSizes | None:
     ]
     if not families:
         return None
-    sizes = sorted({int(point.value) for family in families for point in family.points})
-    predicted: dict[str, dict[int, float]] = {}
-    if base := next((found for arm in arms for run in arm.scored if (found := _baseline(run)) is not None), None):
-        predicted["before RL"] = expected_zero_signal(sampled_counts(base, ("test",)), sizes)
-    return GroupSizes(families, {name: shares for name, shares in predicted.items() if shares})
+    found = estimates(next(run.directory.parent for arm in arms for run in arm.scored)) or {"groups": []}
+    sizes = {int(point.value) for family in families for point in family.points}
+    shares = {
+        entry["group_size"]: share
+        for entry in found["groups"]
+        if entry["group_size"] in sizes
+        and (share := (entry.get("zero_signal_expected") or {}).get("formula")) is not None
+    }
+    return GroupSizes(families, {"before RL": shares} if shares else {}, found.get("problems") or 0)
 
 
 def kl_frontier(arms: Sequence[Arm]) -> list[Family]:
@@ -96,42 +102,6 @@ def kl_frontier(arms: Sequence[Arm]) -> list[Family]:
     ]
 
 
-def expected_zero_signal(counts: Mapping[str, tuple[int, int]], sizes: Sequence[int]) -> dict[int, float]:
-    """{G: mean over problems of p^G + (1 − p)^G}, from (right, answers) of each problem.
-
-    Unbiased for every G up to the number of answers, by (C(c,G) + C(n−c,G)) / C(n,G), the estimator of pass@k
-    (Chen et al. 2021, arXiv:2107.03374); a larger G is left out, since the plug-in p̂ = c/n would overstate it.
-    """
-    if not counts:
-        return {}
-    fewest = min(n for _, n in counts.values())
-    return {
-        size: sum(
-            (math.comb(right, size) + math.comb(n - right, size)) / math.comb(n, size) for right, n in counts.values()
-        )
-        / len(counts)
-        for size in sizes
-        if 1 < size <= fewest
-    }
-
-
-def sampled_counts(directory: Path, splits: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(right, answers) of the sampled answers by problem, from the last evaluation in ``directory``."""
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    last = -1
-    for row in read_jsonl(directory / "eval.jsonl", ('"sampled"',)):
-        if row.get("mode") != "sampled" or row.get("split") not in splits or row["step"] < last:
-            continue
-        if row["step"] > last:
-            right.clear()
-            total.clear()
-            last = row["step"]
-        right[row["id"]] += bool(row["correct"])
-        total[row["id"]] += 1
-    return {key: (right[key], n) for key, n in total.items()}
-
-
 def _families(arms: Sequence[Arm], knob: str, free: Sequence[str]) -> list[tuple[str, list[Arm]]]:
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -141,7 +111,8 @@ def _families(arms: Sequence[Arm], knob: str, free: Sequence[str]) -> list[tuple
     for members in groups.values():
         modes: dict[str, list[Arm]] = {}
         for arm in members:
-            modes.setdefault(_held(arm.config) if knob == "group_size" else "", []).append(arm)
+            for mode in _held(arm.config) if knob == "group_size" else [""]:
+                modes.setdefault(mode, []).append(arm)
         for mode, same in modes.items():
             if len({arm.config[knob] for arm in same}) >= ENOUGH:
                 name = f"{same[0].algo}, {mode}" if mode else same[0].algo
@@ -153,8 +124,15 @@ def _rest(config: dict[str, Any], free: Sequence[str]) -> str:
     return json.dumps({k: v for k, v in config.items() if k not in (*free, *_NAMES)}, sort_keys=True, default=str)
 
 
-def _held(config: dict[str, Any]) -> str:
-    return "fixed prompts a step" if config.get("prompts_per_step") else "fixed samples a step"
+def _held(config: dict[str, Any]) -> list[str]:
+    """What a row holds fixed beside others of another G: its completions, or its prompts, a step."""
+    prompts, samples, size = (config.get(name) for name in ("prompts_per_step", "samples_per_step", "group_size"))
+    if size is None or (prompts is None and samples is None):
+        return [""]
+    if prompts is None:
+        assert samples is not None
+        prompts = samples // size
+    return [f"{prompts * size} samples a step", f"{prompts} prompts a step"]
 
 
 def _point(arm: Arm, knob: str, measure: Any) -> Point:
@@ -181,8 +159,3 @@ def _values(run: Run, key: str) -> list[float]:
 def _end(values: list[float]) -> float:
     part = values[-max(len(values) // LAST, 1) :]
     return sum(part) / len(part)
-
-
-def _baseline(run: Run) -> Path | None:
-    name = ((run.result or {}).get("baselines") or {}).get("base")
-    return run.directory.parent / "baselines" / name if name else None

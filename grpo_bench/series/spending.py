@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_bench.records import Run
+from grpo_bench.records import TRAINING as PHASES
+from grpo_bench.records import Run, training_seconds
 from grpo_bench.stats import Interval
 from grpo_bench.table.arms import Arm
 
@@ -16,7 +17,6 @@ COSTS = {
     "tokens": "tokens generated",
     "flops": "FLOPs, by theory",
 }
-PHASES = ("rollout", "reward", "score", "update")  # what trains; evaluation is not charged
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class Spent:
 
 
 def spent(arms: Sequence[Arm]) -> list[Spent]:
-    """Rows with a final accuracy, in the study's order; a cost that any seed lacks is left out of ``mean``."""
+    """Rows with a final accuracy, in the study's order; a cost that any seed lacks is left out of ``mean``, which is
+    over complete runs where there are any: what a run spent before it was stopped is not the price of a whole one."""
     rows = []
     for arm in arms:
         if not arm.accuracy:
             continue
         seeds = [(run.seed, float(run.final["greedy"]["acc"]), _amounts(run)) for run in arm.scored]
-        known = [key for key in COSTS if all(key in amounts for _, _, amounts in seeds)]
-        mean = {key: sum(amounts[key] for _, _, amounts in seeds) / len(seeds) for key in known}
+        whole = [_amounts(run) for run in arm.scored if run.status == "complete"] or [one for _, _, one in seeds]
+        known = [key for key in COSTS if all(key in amounts for amounts in whole)]
+        mean = {key: sum(amounts[key] for amounts in whole) / len(whole) for key in known}
         rows.append(Spent(arm.label, arm.accuracy["acc"].interval, seeds, mean))
     return rows
 
@@ -45,14 +47,8 @@ def spent(arms: Sequence[Arm]) -> list[Spent]:
 def _amounts(run: Run) -> dict[str, float]:
     cost = run.cost
     amounts: dict[str, Any] = {"samples": cost.get("samples"), "tokens": cost.get("generated_tokens")}
-    amounts |= {"flops": cost.get("flops"), "seconds": seconds_of(run)}
+    amounts |= {"flops": cost.get("flops"), "seconds": training_seconds(run)}
     return {key: float(value) for key, value in amounts.items() if isinstance(value, int | float)}
-
-
-def seconds_of(run: Run) -> float | None:
-    """Seconds of training, evaluation left out; None where none were recorded."""
-    seconds = _phases(run)
-    return sum(seconds.values()) if seconds else None
 
 
 def _phases(run: Run) -> dict[str, float]:

@@ -169,14 +169,22 @@ def _floors(summary: dict[str, Any]) -> str:
                     f"{100 * part['fraction_of_products']:.0f} %",
                 ]
             )  # fmt: skip
+        before = f["prefill"]
+        floor = f"{before['floor_s']:.3g}"
+        rows.append(["prefill", f["dtype"], f"{before['seconds']:.3g}", floor, _share(before), "–", "–"])
     return _table(head, rows)
+
+
+def _share(part: dict[str, float]) -> str:
+    return f"{100 * part['floor_s'] / part['seconds']:.0f} %" if part["seconds"] else "–"
 
 
 _FLOOR_NOTE = (
     "Hardware floor of decode: each step reads weights, keys and values once at the measured bandwidth, or multiplies "
     "at the measured rate, whichever takes longer; of training: three passes over the work's tokens at the measured "
     "rate. Products alone: exactly the step's linear layers, same shapes, timed in the same process (attention, norms, "
-    "sampling and the optimiser are not in it)."
+    "sampling and the optimiser are not in it). Prefill: all of a rollout before its second token, the copy of the "
+    "weights that is sampled from included; it is no part of decode."
 )
 
 

@@ -17,8 +17,8 @@ from grpo_bench.stats.intervals import (
     proportion,
     wilson,
 )
-from grpo_bench.stats.paired import holm, sign_flip, sign_flip_floor, tost
-from grpo_bench.stats.power import minimum_detectable_effect, power
+from grpo_bench.stats.paired import holm, sd_ratio, sign_flip, sign_flip_floor, tost
+from grpo_bench.stats.power import minimum_detectable_effect
 from grpo_bench.stats.verdict import ESTIMAND, SEEDS_FOR_VERDICT, Verdict, rule, verdicts
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "minimum_detectable_effect",
     "paired_problems",
     "paired_t",
-    "power",
     "proportion",
     "rule",
+    "sd_ratio",
     "sign_flip",
     "sign_flip_floor",
     "tost",

@@ -51,16 +51,6 @@ def performance_profile(scores: Array, thresholds: Floats) -> Array:
     return np.asarray(found)
 
 
-def performance_profile_band(
-    scores: Array, thresholds: Floats, *, reps: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[Array, Array, Array]:
-    """(thresholds,) each: the profile and the ends of its pointwise percentile intervals."""
-    matrix, taus = _matrix(scores), np.asarray(thresholds, dtype=np.float64)
-    draws = np.concatenate([_profile(one, taus) for (one,) in _redrawn((matrix,), reps, seed)])
-    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return performance_profile(matrix, taus), low, high
-
-
 def _iqm(scores: Array) -> Array:
     """(reps,) from (reps, runs, tasks)."""
     flat = np.sort(scores.reshape(len(scores), -1), axis=1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grpo_bench.stats.discordance import mcnemar
 from grpo_bench.stats.intervals import Floats
 
 
@@ -43,17 +42,6 @@ class ToTarget:
         said = f"{self.reached} of {self.n} seed{'s' * (self.n != 1)}"
         missed = self.n - self.reached
         return said if self.until is None else f"{said}; {missed} not reached by {self.until:,.0f}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sooner:
-    """Paired seeds by which side met the target first; ``undecided``: both together, or neither. ``p``: exact sign
-    test over the decided ones."""
-
-    first: int
-    second: int
-    undecided: int
-    p: float
 
 
 def area_under(at: Floats, heights: Floats, until: float | None = None) -> float:
@@ -111,17 +99,6 @@ def to_target(runs: Sequence[Reached]) -> ToTarget:
     return ToTarget(
         middle if math.isfinite(middle) else None, len(runs) - len(censored), len(runs), min(censored, default=None)
     )
-
-
-def sooner(first: Sequence[Reached], second: Sequence[Reached]) -> Sooner:
-    """Paired seeds compared: who met the target first. A pair is decided only where the other side was looked at for
-    as long, so censoring never counts as losing before it is known. ValueError for unequally many."""
-    wins = [0, 0]
-    for a, b in zip(first, second, strict=True):
-        for side, (one, other) in enumerate(((a, b), (b, a))):
-            later = other.until >= (one.at or 0.0) if other.at is None else other.at > (one.at or 0.0)
-            wins[side] += one.at is not None and later
-    return Sooner(wins[0], wins[1], len(first) - sum(wins), mcnemar(wins[0], wins[1]))
 
 
 def _curve(at: Floats, heights: Floats) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,15 @@
-"""Tests over paired seeds that the verdict is made of: exact sign flips, two one-sided t tests, Holm's correction."""
+"""Tests over paired seeds that the verdict is made of: exact sign flips, two one-sided t tests, Holm's correction.
+
+And the ratio of two spreads, which no verdict rests on."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from scipy import special
 
-from grpo_bench.stats.intervals import Floats, mean_t_interval
+from grpo_bench.stats.intervals import Floats, Interval, mean_t_interval
 
 
 def sign_flip(differences: Floats) -> float:
@@ -55,3 +59,28 @@ def tost(differences: Floats, margin: float) -> float:
     if found.se == 0:
         return float(abs(found.estimate) >= margin)
     return float(special.stdtr(found.n - 1, (abs(found.estimate) - margin) / found.se))
+
+
+def sd_ratio(xs: Floats, ys: Floats, level: float = 0.95) -> Interval:
+    """Standard deviation of x over that of y, paired units (the same seeds), with the interval of Pitman and Morgan
+    (1939): sums and differences of pairs with equal variances are uncorrelated. Exact for normal values; ``p`` is of
+    "they are equal", ``se`` is not defined (NaN).
+
+    NaN bounds for fewer than 3 pairs or where the pairs leave nothing to estimate from (perfectly correlated). Raises
+    ValueError for unequally many values and where one side does not vary.
+    """
+    x, y = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"pairs need equally many values, not {x.shape} and {y.shape}")
+    n = len(x)
+    if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("no ratio of spreads: one side does not vary")
+    ratio = float(x.std(ddof=1) / y.std(ddof=1))
+    apart = 1 - float(np.corrcoef(x, y)[0, 1]) ** 2
+    if n < 3 or apart < 1e-12:
+        return Interval(ratio, math.nan, math.nan, math.nan, n)
+    t = float(special.stdtrit(n - 2, 0.5 + level / 2))
+    k = 1 + 2 * apart * t * t / (n - 2)
+    spread = math.sqrt(k + math.sqrt(k * k - 1))
+    found = abs(ratio**2 - 1) * math.sqrt(n - 2) / (2 * ratio * math.sqrt(apart))
+    return Interval(ratio, ratio / spread, ratio * spread, math.nan, n, float(2 * special.stdtr(n - 2, -found)))

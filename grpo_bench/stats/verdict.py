@@ -22,7 +22,7 @@ K = TypeVar("K")
 
 SEEDS_FOR_VERDICT = 5  # below, an exact test over seeds cannot come under p = 0.1 whatever was measured
 SIGN_FLIP_SEEDS = 20  # a million patterns; beyond, the t test needs no check
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 ESTIMAND = (
     "Estimated: the mean difference on this fixed test set and from this warm start, over RL seeds "
     "(what training again would change)."
@@ -94,7 +94,7 @@ def verdicts(
         raise ValueError(f"a family of {size} cannot hold {len(differences)} contrasts")
     values = {key: np.asarray(ds, dtype=np.float64) for key, ds in differences.items()}
     # 0.1 + 0.2 − 0.3 is no difference, and its rounding noise no spread
-    values = {key: np.where(np.abs(d) < _ROUNDING, 0.0, d) for key, d in values.items()}
+    values = {key: np.where(np.abs(d) < ROUNDING, 0.0, d) for key, d in values.items()}
     if not all(np.isfinite(d).all() for d in values.values()):
         raise ValueError("a difference is not a finite number")
     ps = {key: _p(d) for key, d in values.items()}
@@ -142,7 +142,7 @@ def rule(family: int, margin: float, alpha: float = 0.05) -> str:
 
 def _p(d: np.ndarray) -> float | None:
     """None where no t test can be made: too few differences, or equal ones other than 0."""
-    if len(d) < 2 or (np.ptp(d) <= _ROUNDING and d.any()):
+    if len(d) < 2 or (np.ptp(d) <= ROUNDING and d.any()):
         return None
     return mean_t_interval(d).p
 

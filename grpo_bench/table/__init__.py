@@ -65,8 +65,8 @@ def build(folder: Path, baseline: str | None = None) -> Table:
     made: list[Sheet | None] = [
         main_sheet(c),
         contrasts_sheet(c) if c.contrasts else None,
-        hypotheses_sheet(findings),
-        article_sheet(c),
+        hypotheses_sheet(c, findings),
+        article_sheet(c, findings),
         ablation_sheet(c),
         groups_sheet(c),
         ledger_sheet(c),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_bench.records import METRICS, Run
-from grpo_bench.table.pairs import TRAINING, Estimate, Side, accuracy, difference, overshoot, refusal, side
+from grpo_bench.records import METRICS, Run, training_seconds
+from grpo_bench.table.pairs import Estimate, Side, accuracy, difference, overshoot, refusal, side
 
 PHASES = ("rollout", "reward", "score", "update", "eval", "total")
 
@@ -114,7 +114,7 @@ def _cost(arm: Arm) -> dict[str, float | None]:
     runs = [run for run in arm.runs if run.status == "complete"] or arm.scored
     if not runs:
         return {}
-    flat = [_flat_cost(run.cost) for run in runs]
+    flat = [_flat_cost(run) for run in runs]
     cost = {key: mean_of([one.get(key) for one in flat]) for key in flat[0]}
     peaks = [peak for one in flat if (peak := one.get("peak_memory_bytes")) is not None]
     cost["peak_memory_bytes"] = max(peaks, default=None)
@@ -123,14 +123,14 @@ def _cost(arm: Arm) -> dict[str, float | None]:
     return cost
 
 
-def _flat_cost(cost: dict[str, Any]) -> dict[str, float | None]:
+def _flat_cost(run: Run) -> dict[str, float | None]:
+    cost = run.cost
     names = ("samples", "extra_samples", "prompts", "generated_tokens", "trained_tokens", "updates", "steps", "flops")
     flat: dict[str, float | None] = {name: cost.get(name) for name in (*names, "peak_memory_bytes")}
     for network in ("policy", "critic", "reference"):
         flat[f"parameters_{network}"] = (cost.get("parameters") or {}).get(network)
     seconds = cost.get("seconds") or {}
-    training = [seconds.get(phase) for phase in TRAINING]
-    work = sum(s for s in training if s is not None) or None
+    work = training_seconds(run)
     for phase in PHASES:
         flat[f"seconds_{phase}"] = seconds.get(phase)
         flat[f"seconds_per_update_{phase}"] = _ratio(seconds.get(phase), cost.get("updates"))

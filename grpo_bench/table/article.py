@@ -1,7 +1,8 @@
 """The source article's comparison of PPO and GRPO, its claims and its limits, each with what this study measured.
 
-Cells hold a row's figure and, against GRPO, the difference or ratio with its 95 % interval and an outcome by the rule
-of ``judge``. What this study cannot say is taken from studies beside it, or said to be not tested.
+Cells hold a row's figure and, against GRPO, the difference or ratio with its 95 % interval and an outcome: that of the
+contrast or hypothesis where the study declared one of these rows and this measure, else by the rule of ``judge``. What
+this study cannot say is taken from studies beside it, or said to be not tested.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from grpo_bench import stats
 from grpo_bench.table import aspects
 from grpo_bench.table.arms import Arm
 from grpo_bench.table.beyond import (
@@ -18,11 +22,14 @@ from grpo_bench.table.beyond import (
     task_dependence,
     zero_signal_shares,
 )
+from grpo_bench.table.collapse import WORDS
 from grpo_bench.table.compare import Comparison
-from grpo_bench.table.hypotheses import collect
+from grpo_bench.table.compute import took_to_target
+from grpo_bench.table.hypotheses import Finding, collect, named
 from grpo_bench.table.judge import ALPHA, Claim, judge
 from grpo_bench.table.layout import NONE, Bold, Sheet, arm_label
 from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.table.pairs import SEEDS_FOR_T
 from grpo_bench.table.units import interval_text, number_text
 
 PPO_ROWS = 3  # beside GRPO's; more side by side cannot be read
@@ -32,18 +39,21 @@ Aspect = Callable[[Arm], str]
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One claim of the article as a measure of GRPO's row against a PPO row; ``aspect`` adds figures to each cell."""
+    """One claim of the article as a measure of GRPO's row against a PPO row; ``aspect`` adds figures to each cell.
+    ``spread``: not the measure is compared but its sd over seeds."""
 
     name: str
     words: str
     measure: str
     claim: Claim
     aspect: Aspect | None = None
+    spread: bool = False
 
 
 CLAIMS = (
     Said("accuracy", "GRPO is better (on GSM8K and MATH)", "accuracy", Claim("greater")),
-    Said("stability", "GRPO is more stable", "reward_sd_last", Claim("less"), aspects.steadiness),
+    Said("stability", "GRPO is more stable", "accuracy", Claim("less", "ratio"), aspects.steadiness,
+         spread=True),  # of the result: noise within a run depends on how many samples a step has
     Said("convergence", "GRPO converges faster", "learning_curve_area", Claim("greater")),
     Said("training time", "training is shorter on the same hardware", "seconds_training", Claim("less", "ratio"),
          aspects.speed),
@@ -55,8 +65,9 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def article_sheet(c: Comparison) -> Sheet | None:
-    """A row per aspect, claim and limit; None where the study has no finished rows of both PPO and GRPO."""
+def article_sheet(c: Comparison, findings: Sequence[Finding] = ()) -> Sheet | None:
+    """A row per aspect, claim and limit; None where the study has no finished rows of both PPO and GRPO.
+    ``findings`` are the study's declared hypotheses, judged."""
     grpo, ppos, left = chosen(c)
     if grpo is None or not ppos:
         return None
@@ -68,7 +79,7 @@ def article_sheet(c: Comparison) -> Sheet | None:
         ["value network", "PPO has one, GRPO none", *map(aspects.value_network, pair)],
         ["advantage", "PPO: GAE from the critic; GRPO: relative to the group", *map(aspects.advantage, pair)],
     ]
-    rows += [_claim_row(c, reading, said, grpo, ppos, family) for said in CLAIMS]
+    rows += [_claim_row(c, reading, said, grpo, ppos, family, findings) for said in CLAIMS]
     rows += _beyond_rows(c, reading, grpo, len(ppos))
     rows.append(["where it fits", "code generation, models of billions of parameters", *map(aspects.scope, pair)])
     blank = [NONE] * len(ppos)
@@ -78,7 +89,10 @@ def article_sheet(c: Comparison) -> Sheet | None:
         "and the outcome.",
         f"Outcomes: supported where the {100 * (1 - ALPHA / max(family, 1)):.4g} % interval (Bonferroni over the "
         f"{family} comparisons of this table) lies wholly where the claim says, contradicted where it lies wholly "
-        "elsewhere; fewer than 5 seeds: descriptive. Accuracy has the verdict of the declared contrast.",
+        "elsewhere; fewer than 5 seeds: descriptive. Accuracy has the verdict of the contrast, others the outcome of "
+        "the study's own hypothesis where it has one of these rows and this measure.",
+        "Stability: the ratio of the sds over seeds with the interval of Pitman and Morgan; collapsed: dev accuracy "
+        f"ended more than {WORDS} below its best.",
     ]
     if left:
         notes.append(f"Not shown here: {', '.join(left)}.")
@@ -99,7 +113,15 @@ def chosen(c: Comparison) -> tuple[Arm | None, list[Arm], list[str]]:
     return (grpos[0] if grpos else None), ppos[:PPO_ROWS], left
 
 
-def _claim_row(c: Comparison, reading: Reading, said: Said, grpo: Arm, ppos: Sequence[Arm], family: int) -> list[str]:
+def _claim_row(
+    c: Comparison,
+    reading: Reading,
+    said: Said,
+    grpo: Arm,
+    ppos: Sequence[Arm],
+    family: int,
+    findings: Sequence[Finding],
+) -> list[str]:
     own = _figure(reading, said, grpo)
     if own is None:
         missing = f"not tested here: {MEASURES[said.measure].label} was not recorded"
@@ -107,7 +129,7 @@ def _claim_row(c: Comparison, reading: Reading, said: Said, grpo: Arm, ppos: Seq
     cells = []
     for ppo in ppos:
         figure = _figure(reading, said, ppo)
-        found = _against(c, reading, said, grpo, ppo, family)
+        found = _against(c, reading, said, grpo, ppo, family, findings)
         cells.append(_join(figure or NONE, found))
     return [said.name, said.words, own, *cells]
 
@@ -117,37 +139,77 @@ def _figure(reading: Reading, said: Said, arm: Arm) -> str | None:
     values = [v for run in arm.scored if (v := reading.value(said.measure, run)) is not None]
     if not values:
         return None
+    if said.spread:
+        return said.aspect(arm) if said.aspect else None
     text = f"{number_text(sum(values) / len(values), measure)} ({measure.label})"
-    if said.name == "convergence" and (aim := reading.target) is not None:
-        samples = [v for run in arm.scored if (v := reading.value("samples_to_target", run)) is not None]
-        if samples:
-            text += f"; {sum(samples) / len(samples):,.0f} samples to {100 * aim.accuracy:.0f} % on dev"
+    took = took_to_target(reading, arm, "samples") if said.name == "convergence" else None
+    if took is not None and (aim := reading.target) is not None:
+        goal = f"{100 * aim.accuracy:.0f} % on dev"
+        text += f"; median {took.median:,.0f} samples to {goal}" if took.median is not None else f"; to {goal}"
+        text += f" ({took.words})"
     return f"{text}; {said.aspect(arm)}" if said.aspect else text
 
 
-def _against(c: Comparison, reading: Reading, said: Said, grpo: Arm, ppo: Arm, family: int) -> str:
+def _against(
+    c: Comparison, reading: Reading, said: Said, grpo: Arm, ppo: Arm, family: int, findings: Sequence[Finding]
+) -> str:
     """GRPO against one PPO row: figure, interval, outcome."""
     measure = MEASURES[said.measure]
     values = collect(c, reading, [grpo.label, ppo.label], said.measure)
     if not values.rows:
         return f"{'not comparable' if values.refused else 'not tested here'}: {values.lacking}"
+    if said.spread:
+        return _spread(values.rows[0], values.rows[1], max(family, 1))
     judged = judge(values.rows, said.claim, family=max(family, 1), counted=measure.counted)
-    outcome = judged.outcome
+    figures = f"GRPO {interval_text(judged.interval, measure, said.claim.scale)}"
     if said.measure == "accuracy" and (verdict := _verdict(c, grpo, ppo)):
-        outcome = verdict  # type: ignore[assignment]
-    why = f" ({judged.why})" if judged.why else ""
-    return f"GRPO {interval_text(judged.interval, measure, said.claim.scale)}: {outcome.upper()}{why}"
+        return f"{figures}: {verdict.upper()}"
+    outcome: str = judged.outcome
+    why = judged.why
+    if (declared := _declared(c, findings, said, grpo, ppo)) is not None:
+        outcome, why = declared.outcome, declared.why
+        if declared.asked != said.claim or named(c, declared.values.labels[0]) != [grpo]:
+            rows = " against ".join(declared.values.labels)
+            figures += f"; the study's own {declared.id} ({rows}: {declared.criterion})"
+    return f"{figures}: {outcome.upper()}{f' ({why})' if why else ''}"
+
+
+def _spread(grpo: Sequence[float], ppo: Sequence[float], family: int) -> str:
+    """The sds of the two rows over their common seeds against each other."""
+    if len(grpo) < SEEDS_FOR_T:
+        return f"not tested here: an sd over {len(grpo)} seed{'s' * (len(grpo) != 1)} says nothing"
+    if np.ptp(grpo) == 0 or np.ptp(ppo) == 0:
+        return "not tested here: no ratio of sds, a row is equal in every seed"
+    plain, strict = stats.sd_ratio(grpo, ppo), stats.sd_ratio(grpo, ppo, 1 - ALPHA / family)
+    outcome = "not established"
+    if len(grpo) < stats.SEEDS_FOR_VERDICT:
+        outcome = "descriptive"
+    elif strict.known and (strict.high < 1 or strict.low > 1):
+        outcome = "supported" if strict.high < 1 else "contradicted"
+    return f"GRPO {interval_text(plain, MEASURES['accuracy'], 'ratio')} in sd over seeds: {outcome.upper()}"
+
+
+def _declared(c: Comparison, findings: Sequence[Finding], said: Said, grpo: Arm, ppo: Arm) -> Finding | None:
+    """The study's own hypothesis about these two rows and this measure, one that asks the same before others."""
+
+    def rows(finding: Finding) -> list[Arm]:
+        return [arm for name in finding.values.labels for arm in named(c, name)]
+
+    pairs = ([grpo, ppo], [ppo, grpo])
+    about = [f for f in findings if f.judgement and f.measure == said.measure and rows(f) in pairs]
+    return min(about, key=lambda f: (f.asked != said.claim, rows(f) != pairs[0]), default=None)
 
 
 def _verdict(c: Comparison, grpo: Arm, ppo: Arm) -> str:
     """Of the declared contrast of the two, from GRPO's side; "" where it was not declared."""
     turned = {"better": "worse", "worse": "better"}
     for contrast in c.contrasts:
-        word = contrast.judged.word if contrast.judged else contrast.verdict
+        word = contrast.verdict
         if (contrast.first, contrast.second) == (grpo.label, ppo.label):
             return word
         if (contrast.first, contrast.second) == (ppo.label, grpo.label):
-            return turned.get(word, word)
+            first, comma, rest = word.partition(",")
+            return turned.get(first, first) + comma + rest
     return ""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from grpo_bench.table.arms import Arm
-from grpo_bench.table.layout import NONE, count, general, integer, memory, number, percent
+from grpo_bench.table.collapse import collapse_count
+from grpo_bench.table.layout import NONE, count, general, integer, number, percent
 
 
 def value_network(arm: Arm) -> str:
@@ -37,12 +38,17 @@ def advantage(arm: Arm) -> str:
     return "; ".join(said)
 
 
+def collapses(arm: Arm) -> str:
+    fell, known = collapse_count(arm)
+    return f"{fell} of {known} seeds collapsed" if known else "no evaluations on dev to see a collapse by"
+
+
 def steadiness(arm: Arm) -> str:
     s = arm.stability
     accuracies = [run.final["greedy"]["acc"] for run in arm.scored]
-    said = [f"{s['diverged']:.0f} of {s['begun']:.0f} seeds diverged"]
+    said = [collapses(arm), f"{s['diverged']:.0f} of {s['begun']:.0f} seeds non-finite"]
     if len(accuracies) > 1:
-        said.append(f"sd over seeds {100 * np.std(accuracies, ddof=1):.1f} points")
+        said.insert(0, f"sd over seeds {100 * np.std(accuracies, ddof=1):.1f} points")
     said.append(f"worst seed {percent(s['worst_seed'])} %")
     said.append(f"largest gradient norm {general(s['grad_norm_max'])}")
     return "; ".join(said)
@@ -62,10 +68,6 @@ def speed(arm: Arm) -> str:
 def room(arm: Arm) -> str:
     nets = {net: arm.cost.get(f"parameters_{net}") for net in ("policy", "critic", "reference")}
     return " + ".join(f"{net} {count(size)}" for net, size in nets.items() if size) or NONE
-
-
-def peak(arm: Arm) -> str:
-    return f"{memory(arm.cost.get('peak_memory_bytes'))} at the peak; parameters: {room(arm)}"
 
 
 def scope(arm: Arm) -> str:

@@ -83,7 +83,8 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
 def _disagreements(study: Study) -> list[str]:
     """What decides the verdicts must have stood before the first run: runs that say otherwise are named."""
     lines = []
-    for key, words in (("margin", "margin"), ("contrasts", "declared contrasts"), ("baseline", "baseline")):
+    named = {"margin": "margin", "contrasts": "declared contrasts", "baseline": "baseline", "hypotheses": "hypotheses"}
+    for key, words in named.items():
         said: dict[str, list[str]] = {}
         for run in study.runs:
             if run.config.get("study"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grpo_bench.records import Run
+from grpo_bench.stats.curves import ToTarget, to_target
 from grpo_bench.table.arms import Arm, mean_of
 from grpo_bench.table.compare import Comparison
-from grpo_bench.table.curves import reaches
 from grpo_bench.table.layout import (
     NONE,
     Sheet,
@@ -24,6 +24,7 @@ from grpo_bench.table.measures import Reading
 from grpo_bench.table.theory import PHASES, Theory, prompt_length, theory
 
 AXES = ("samples", "tokens", "updates", "seconds")
+_COUNTER = {"tokens": "generated_tokens"}  # in metrics.jsonl
 
 
 def cost_sheet(c: Comparison) -> Sheet:
@@ -122,7 +123,7 @@ def efficiency_sheet(c: Comparison) -> Sheet | None:
         difference = arm.to_base.by.get("acc")
         gain = None if difference is None else 100 * difference.interval.estimate
         cost = arm.cost
-        seconds = _mean(reading, "seconds_training", arm)
+        seconds = mean_of([reading.value("seconds_training", run) for run in arm.scored], skip=True)
         per = [
             _per(gain, cost.get("samples"), 1000),
             _per(gain, seconds, 60),
@@ -130,21 +131,31 @@ def efficiency_sheet(c: Comparison) -> Sheet | None:
         ]
         area = _mean(reading, "learning_curve_area", arm)
         row = [arm_label(arm), number(gain, 1), *[general(x) for x in per], number(area and 100 * area, 1)]
-        came = [reaches(run, aim.accuracy) for run in arm.scored] if aim else []
-        known = [x for x in came if x is not None]
-        row.append(f"{sum(known)} of {len(known)}" if known else NONE)
-        for axis in AXES:
-            value = _mean(reading, f"{axis}_to_target", arm)
-            at_least = "≥ " if value is not None and not all(known) else ""
-            row.append(at_least + (number(value, 1) if axis == "seconds" else integer(value)))
+        took = {axis: took_to_target(reading, arm, axis) for axis in AXES}
+        samples = took["samples"]
+        row.append(f"{samples.reached} of {samples.n}" if samples else NONE)
+        row += [_median(one, 1 if axis == "seconds" else 0) for axis, one in took.items()]
         rows.append(row)
     notes = ["Gain: accuracy on the final test minus that of the model before RL; means over seeds, training only."]
     if aim:
         notes.append(
-            f"{aim.words[0].upper()}{aim.words[1:]}. Seeds that never reach it stand at their whole length (≥). "
+            f"{aim.words[0].upper()}{aim.words[1:]}. Medians over seeds, one that never got there being later "
+            "than all that did; beyond: fewer than half got there by then. "
             "Area: mean dev accuracy over the samples of a run."
         )
     return Sheet("efficiency", "Gain for cost", header, rows, notes)
+
+
+def took_to_target(reading: Reading, arm: Arm, axis: str) -> ToTarget | None:
+    """What a row's seeds took to the study's target; None without one, or without curves."""
+    met = [one for run in arm.scored if (one := reading.reached(run, _COUNTER.get(axis, axis))) is not None]
+    return to_target(met) if met else None
+
+
+def _median(took: ToTarget | None, digits: int) -> str:
+    if took is None:
+        return NONE
+    return f"beyond {number(took.until, digits)}" if took.median is None else number(took.median, digits)
 
 
 def _run(arm: Arm) -> Run | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from grpo_bench import stats
 from grpo_bench.stats import Interval
+from grpo_bench.table.collapse import WORDS, collapse_count
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.contrasts import Contrast
 from grpo_bench.table.layout import NONE, Bold, Sheet, points, pvalue
@@ -19,7 +20,7 @@ def contrasts_sheet(c: Comparison) -> Sheet:
     other problems and both would change, McNemar by seed, the smallest difference that could be found, verdict."""
     header = ["pair", "seeds", "difference [95 %]", "intervals over", "simultaneous", "p", "test", "p, Holm"]
     header += ["p, TOST", "p, TOST, Holm", "p, sign flip", "its floor", "[95 %] problems", "[95 %] seeds and problems"]
-    header += ["McNemar p by seed", "detectable", "verdict"]
+    header += ["McNemar p by seed", "detectable", "collapsed", "verdict"]
     rows = []
     for contrast in c.contrasts:
         d, judged = contrast.difference, contrast.judged
@@ -32,6 +33,7 @@ def contrasts_sheet(c: Comparison) -> Sheet:
         row += [_bounds(contrast.problems), _bounds(contrast.bootstrap), _mcnemar(contrast)]
         enough = judged is not None and judged.word != "descriptive" and judged.mde is not None
         row.append(f"{100 * judged.mde:.1f}" if enough and judged and judged.mde else NONE)
+        row.append(_collapsed(c, contrast))
         word = contrast.verdict
         rows.append([*row, Bold(word) if word.startswith(VERDICTS) else word])
     when = "declared in the study's configuration" if c.declared else "every row against the baseline, not declared"
@@ -40,7 +42,8 @@ def contrasts_sheet(c: Comparison) -> Sheet:
         stats.rule(max(c.family, 1), c.margin),
         "Problems: what other test problems would change for these trained models; seeds and problems: two-level "
         "bootstrap. McNemar: exact, of each seed's pair on the same problems, not pooled. Detectable: the difference "
-        "in points that this rule would have found with 80 % probability at the spread measured.",
+        "in points that this rule would have found with 80 % probability at the spread measured. Collapsed: seeds of "
+        f"either side whose accuracy on dev ended more than {WORDS} below its best.",
     ]
     return Sheet("contrasts", "Contrasts and verdicts", header, rows, notes)
 
@@ -61,6 +64,15 @@ def _bounds(interval: Interval | None) -> str:
     if interval is None or not interval.known:
         return NONE
     return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def _collapsed(c: Comparison, contrast: Contrast) -> str:
+    counts = []
+    for name in (contrast.first, contrast.second):
+        arm = next((arm for arm in c.arms if arm.label == name), None)
+        fell, known = collapse_count(arm) if arm else (0, 0)
+        counts.append(f"{fell} of {known}" if known else NONE)
+    return ", ".join(counts)
 
 
 def _mcnemar(contrast: Contrast) -> str:

@@ -40,24 +40,36 @@ class Contrast:
 
 
 def contrast_all(
-    arms: list[Arm], declared: Sequence[tuple[str, str]], baseline: str | None, margin: float, notes: list[str]
+    arms: list[Arm],
+    declared: Sequence[tuple[str, str]],
+    baseline: str | None,
+    margin: float,
+    notes: list[str],
+    *,
+    verdicts_only: bool = False,
 ) -> tuple[list[Contrast], int]:
     """The declared contrasts, else every arm against the baseline, judged together; and the size of their family.
 
-    The family is what was declared: a contrast without runs yet, or whose runs are refused as pairs, counts in it, so
-    that verdicts do not change their level as a study grows. What has no figures goes to ``notes``.
+    The family is what was declared: a contrast without runs yet, or whose runs are refused as pairs, counts in it, one
+    for each row that its first name means, so that verdicts do not change their level as a study grows. What has no
+    figures goes to ``notes``. ``verdicts_only`` leaves out what is shown beside a verdict (bootstrap, problems).
     """
     wanted = declared or ([(arm.label, baseline) for arm in arms if not arm.called(baseline)] if baseline else [])
     contrasts: list[Contrast] = []
     waiting = 0
     for first, second in wanted:
-        firsts = [arm for arm in arms if arm.called(first) and arm.scored]
+        named = [arm for arm in arms if arm.called(first)]
+        firsts = [arm for arm in named if arm.scored]
         if not firsts or not any(arm.called(second) and arm.scored for arm in arms):
-            waiting += 1
+            waiting += max(len(named), 1)
             if declared:
                 notes.append(f"Declared contrast {first} against {second}: no finished runs of both yet.")
             continue
-        for arm in firsts:
+        for arm in named:
+            if not arm.scored:
+                waiting += 1
+                notes.append(f"Contrast {arm.label} against {second}: no finished run of {arm.label} yet.")
+                continue
             found, other = against(arm, second, arms)
             contrasts.append(Contrast(arm.label, other.label if other else second, found))
             if declared and found.refused and not ((baseline and arm.called(baseline)) or second == baseline):
@@ -68,7 +80,9 @@ def contrast_all(
     judged = stats.verdicts(differences, margin, family=family) if contrasts else {}
     for i, contrast in enumerate(contrasts):
         if contrast.difference.refused is None and contrast.difference.pairs:
-            _fill(contrast, judged[i])
+            contrast.judged, contrast.verdict = judged[i], judged[i].words
+            if not verdicts_only:
+                _fill(contrast, judged[i])
     notes += _interim(contrasts, arms)
     return contrasts, family
 
@@ -96,7 +110,6 @@ def over_seeds(contrast: Contrast, metric: str = "acc") -> list[float]:
 
 def _fill(contrast: Contrast, judged: Verdict) -> None:
     pairs, estimate = contrast.difference.pairs, contrast.difference.by["acc"]
-    contrast.judged, contrast.verdict = judged, judged.words
     contrast.discordance = _discordance(contrast)
     both = matrices(pairs, "acc")
     if both is not None:

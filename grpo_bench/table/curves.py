@@ -1,20 +1,22 @@
 """Numbers read off a run's learning curve: its area, its height after a share of the samples, when it meets a target.
 
-Curves are piecewise linear between evaluations. A target is reached at the first crossing, which noise on a small dev
-set can only bring forward, for every row alike.
+Curves are piecewise linear between evaluations. A run that was stopped (diverged) is held at its last height to where
+whole runs of its row end: its short life must not look like a short way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grpo_bench.records import Run
+from grpo_bench.records import Run, training_clock
+from grpo_bench.stats.curves import Reached, area_under, on_grid, reach
 from grpo_bench.table.arms import Arm, mean_of
-from grpo_bench.table.pairs import TRAINING
+from grpo_bench.table.pairs import budget
 
 DEV = "eval/dev/greedy/acc"
 LAST_EVALS = 3  # whose mean is where a run ends on dev
@@ -38,28 +40,45 @@ class Target:
         )
 
 
-def curve(run: Run, key: str, axis: str = "samples") -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """(x, y) of a metric against a counter of metrics.jsonl, or against "seconds" of training; None without two."""
-    clock = _clock(run) if axis == "seconds" else {}
-    points = [
-        (clock.get(int(row["step"])) if axis == "seconds" else row.get(axis), row[key])
-        for row in run.metrics
-        if isinstance(row.get(key), int | float)
-    ]
-    known = [(float(x), float(y)) for x, y in points if x is not None]
-    if len(known) < 2:
+def curve(
+    run: Run, key: str, axis: str = "samples", least: int = 2
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(x, y) of a metric against a counter of metrics.jsonl, or against "seconds" of training; None with fewer than
+    ``least`` points. Steps that added nothing to the axis count with their last value."""
+    clock = training_clock(run) if axis == "seconds" else {}
+    known: dict[float, float] = {}
+    for row in run.metrics:
+        x = clock.get(int(row["step"])) if axis == "seconds" else row.get(axis)
+        if isinstance(row.get(key), int | float) and math.isfinite(row[key]) and x is not None:
+            known[float(x)] = float(row[key])
+    if len(known) < least:
         return None
-    x, y = np.array(known).T
-    return x, y
+    places = sorted(known)
+    return np.array(places), np.array([known[x] for x in places])
 
 
-def area(run: Run, key: str) -> float | None:
-    """Mean height of the curve over the samples that it spans, by trapezoids."""
-    found = curve(run, key)
-    if found is None or found[0][-1] <= found[0][0]:
+def whole_end(arms: Sequence[Arm], run: Run, key: str, axis: str = "samples") -> float | None:
+    """Where the curve of a diverged ``run`` would have ended: the mean end of its row's complete runs, without any the
+    furthest one of the same budget; None for other runs, and where there is nothing to go by."""
+    if run.status != "diverged":
         return None
-    x, y = found
-    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+    def ends(runs: Iterable[Run]) -> list[float]:
+        whole = [one for one in runs if one.status == "complete"]
+        return [float(found[0][-1]) for one in whole if (found := curve(one, key, axis)) is not None]
+
+    own = next((arm for arm in arms if any(one.run_id == run.run_id for one in arm.runs)), None)
+    if own is not None and (found := ends(own.runs)):
+        return float(np.mean(found))
+    return max(ends(one for arm in arms for one in arm.runs if budget(one) == budget(run)), default=None)
+
+
+def area(run: Run, key: str, until: float | None = None) -> float | None:
+    """Mean height of the curve over the samples that it spans, or to ``until``, by trapezoids."""
+    found = curve(run, key, least=2 if until is None else 1)
+    if found is None:
+        return None
+    return area_under(*found, until=None if until is None else max(until, found[0][-1]))
 
 
 def end(run: Run) -> float | None:
@@ -73,15 +92,17 @@ def start(run: Run) -> float | None:
     return next((float(row[DEV]) for row in run.metrics if row.get("step") == 0 and row.get(DEV) is not None), None)
 
 
-def value_at(run: Run, key: str, share: float) -> float | None:
-    """Height after ``share`` of the run's samples; on dev, where it ends is the mean of its last evaluations."""
+def value_at(run: Run, key: str, share: float, until: float | None = None) -> float | None:
+    """Height after ``share`` of the run's samples, or of ``until``; on dev, where it ends is the mean of its last
+    evaluations."""
     found = curve(run, key)
     if found is None:
         return None
     if share >= 1 and key == DEV:
         return end(run)
     x, y = found
-    return float(np.interp(share * x[-1], x, y))
+    place = share * (x[-1] if until is None else max(until, x[-1]))
+    return float(on_grid(x, y, [max(place, x[0])])[0])
 
 
 def target(arms: Sequence[Arm]) -> Target | None:
@@ -97,35 +118,11 @@ def target(arms: Sequence[Arm]) -> Target | None:
     return Target(low + SHARE * (high - low), low, high, best) if high > low else None
 
 
-def crossing(run: Run, accuracy: float, axis: str) -> float | None:
-    """Where the dev curve first reaches ``accuracy``, between evaluations by interpolation.
-
-    A run that never does stands at its whole length: a lower bound, which makes the difference between rows smaller.
-    """
-    found = curve(run, DEV, axis)
+def reached(run: Run, accuracy: float, axis: str, until: float | None = None) -> Reached | None:
+    """Where the dev curve first comes to ``accuracy``, or that it never did by its end, a stopped run's by ``until``;
+    None without a curve."""
+    found = curve(run, DEV, axis, least=2 if until is None else 1)
     if found is None:
         return None
-    x, y = found
-    reached = np.flatnonzero(y >= accuracy)
-    if not len(reached):
-        return float(x[-1])
-    i = int(reached[0])
-    if i == 0:
-        return float(x[0])
-    return float(x[i - 1] + (accuracy - y[i - 1]) / (y[i] - y[i - 1]) * (x[i] - x[i - 1]))
-
-
-def reaches(run: Run, accuracy: float) -> bool | None:
-    """Whether the dev curve comes to ``accuracy``; None without a curve."""
-    found = curve(run, DEV)
-    return None if found is None else bool((found[1] >= accuracy).any())
-
-
-def _clock(run: Run) -> dict[int, float]:
-    """Seconds of training by step, cumulative; evaluation and checkpoints left out."""
-    total, seconds = 0.0, {}
-    for row in run.timing:
-        phases = row.get("seconds") or {}
-        total += sum(float(phases.get(phase) or 0.0) for phase in TRAINING)
-        seconds[row["step"]] = total
-    return seconds
+    met = reach(*found, accuracy)
+    return met if until is None or not met.censored else Reached(None, max(until, met.until))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_bench.stats import SEEDS_FOR_VERDICT, Interval, mean_t_interval
+from grpo_bench.stats.verdict import ROUNDING
 
 Outcome = Literal["supported", "contradicted", "not established", "descriptive", "not comparable", "not tested here"]
 Expect = Literal["greater", "less", "equal", "increasing", "decreasing", "flat"]
@@ -53,8 +54,9 @@ class Judgement:
 def judge(rows: Sequence[Sequence[float]], claim: Claim, *, family: int = 1, counted: bool = False) -> Judgement:
     """Judge ``claim`` on ``rows``: (rows, seeds) values, paired by seed, at least two rows and one seed.
 
-    ``counted``: shares of counted problems, where a difference that is equal in every seed is chance and leaves no
-    spread to judge by; other measures that do not vary (parameters, a clip that never acts) are exact.
+    ``counted``: shares of counted problems, where a difference other than 0 that is equal in every seed is chance and
+    leaves no spread to judge by, while 0 in every seed is a setting without effect, as in ``stats.verdicts``; other
+    measures that do not vary (parameters, a clip that never acts) are exact.
     """
     values = np.asarray(rows, dtype=np.float64)
     level = 1 - ALPHA / family
@@ -146,8 +148,10 @@ def _trend(
 
 
 def _interval(differences: NDArray[np.float64], level: float, counted: bool) -> Interval:
-    found = mean_t_interval(differences, level)
-    if counted and found.se == 0:
+    # 0.1 + 0.2 − 0.3 is no difference, and its rounding noise no spread
+    rounded = np.where(np.abs(differences) < ROUNDING, 0.0, differences) if counted else differences
+    found = mean_t_interval(rounded, level)
+    if counted and found.estimate != 0 and np.ptp(differences) <= ROUNDING:
         return Interval(found.estimate, math.nan, math.nan, math.nan, found.n)
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from grpo_bench.files import write_atomic
 from grpo_bench.table.arms import Arm, mean_of
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.curves import LAST_EVALS, end
@@ -76,7 +77,7 @@ def ledger_sheet(c: Comparison) -> Sheet | None:
         return None
     chosen = choices(found)
     seeds = sorted({seed for trial in found for seed in trial.dev})
-    header = ["", *RATES, *[f"dev %: seed {seed}" for seed in seeds], "dev %: mean", "diverged", "chosen"]
+    header = ["", *RATES, *[f"dev %: seed {seed}" for seed in seeds], "dev %: mean", "non-finite", "chosen"]
     rows, notes = [], []
     for trial in found:
         best = chosen.get(trial.arm)
@@ -105,8 +106,8 @@ def write_tuned(c: Comparison, file: Path, command: str) -> list[str]:
     """Write the chosen rates to ``conf/tuned/<task>-<model>.yaml``, by arm and by algorithm (whose value is that of the
     arm of its name, else of its first arm); other entries of the file stay. Returns one line per entry.
 
-    Raises UserError where the study tried no rates, nothing can be chosen yet, or the file is not this task's and
-    model's: it would be read by nobody, or by the wrong runs.
+    Raises UserError where the study tried no rates, nothing can be chosen yet, the file is not this task's and model's
+    (it would be read by nobody, or by the wrong runs), or what stands in it is no list of rates: it is left as it was.
     """
     found = trials(c)
     if not found:
@@ -120,13 +121,28 @@ def write_tuned(c: Comparison, file: Path, command: str) -> list[str]:
     named = {f"{(run.config.get('task') or {}).get('name')}-{run.model}.yaml" for run in c.study.runs if run.config}
     if named != {file.name}:
         raise UserError(f"tuned={file}: these runs are read from {' and '.join(sorted(named))}; name the file so")
+    entries = _entries(chosen)
     try:
-        before: dict[str, Any] = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
-        entries = _entries(chosen)
-        file.write_text(_text(c, found, chosen, {**before, **entries}, command), encoding="utf-8")
-    except (OSError, yaml.YAMLError) as error:
+        write_atomic(file, _text(c, found, chosen, _before(file) | entries, command).encode())
+    except OSError as error:
         raise UserError(f"tuned={file}: {str(error).splitlines()[0]}") from None
     return [f"{name}: {_flow(rates)}" for name, rates in entries.items()]
+
+
+def _before(file: Path) -> dict[str, Any]:
+    """What stands in the file, {} where there is none; UserError where it is not rates by name."""
+    try:
+        content = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8
+        raise UserError(f"tuned={file} cannot be read: {str(error).splitlines()[0]}") from None
+    entries = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(entry, dict) and all(map(_is_rate, entry.values())) for entry in entries):
+        raise UserError(f"tuned={file} should hold lines such as grpo: {{lr: 1.0e-4}}; mend it or remove it")
+    return dict(content)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _entries(chosen: dict[str, Choice]) -> dict[str, dict[str, float]]:

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from grpo_bench.records import Run
+from grpo_bench.stats.curves import Reached
 from grpo_bench.table.arms import Arm, before_rl
-from grpo_bench.table.curves import DEV, Target, area, target
+from grpo_bench.table.collapse import collapsed
+from grpo_bench.table.curves import DEV, Target, reached, target, whole_end
 from grpo_bench.table.readers import (
     cost,
+    curve_area,
     drift,
     evaluated,
     final,
@@ -26,13 +29,15 @@ from grpo_bench.table.readers import (
     largest,
     last,
     mean,
+    number,
     per,
     phase,
     squared,
     stability,
     to_target,
     trained_parameters,
-    training_seconds,
+    trained_seconds,
+    whole,
     zero_signal,
 )
 
@@ -72,6 +77,15 @@ class Reading:
         if not self._target:
             self._target.append(target(self.arms))
         return self._target[0]
+
+    def whole_end(self, run: Run, key: str, axis: str = "samples") -> float | None:
+        """Where a stopped run would have ended, see ``curves.whole_end``."""
+        return whole_end(self.arms, run, key, axis)
+
+    def reached(self, run: Run, axis: str) -> Reached | None:
+        """Where the run came to the study's target on ``axis``, or that it did not; None without target or curve."""
+        aim = self.target
+        return None if aim is None else reached(run, aim.accuracy, axis, self.whole_end(run, DEV, axis))
 
     def value(self, name: str, run: Run) -> float | None:
         """``MEASURES[name]`` of a run; None where its record does not say. KeyError for an unknown name."""
@@ -128,10 +142,10 @@ MEASURES: dict[str, Measure] = {
                           evaluated("greedy", "truncated"), "greedy test answers cut at max_new_tokens"),
     # how it was learnt: curves on dev and on training samples
     "learning_curve_area": Measure("area under the learning curve", "fraction", "higher",
-                                   lambda _, run: area(run, DEV), "training", True, None,
-                                   "mean dev accuracy over the samples of the run (trapezoids)"),
+                                   curve_area(DEV), "training", True, None,
+                                   "mean dev accuracy over the run (trapezoids), a stopped one held at its last"),
     "reward_area": Measure("area under the training curve", "fraction", "higher",
-                           lambda _, run: area(run, "reward/correct"), "training", False, None,
+                           curve_area("reward/correct"), "training", False, None,
                            "mean share of right training samples over the run (trapezoids)"),
     "samples_to_target": Measure("samples to the target", "completions", "lower", to_target("samples"),
                                  definition="training samples until dev accuracy first reaches the study's target"),
@@ -191,25 +205,27 @@ MEASURES: dict[str, Measure] = {
                               definition="variance of a step's gradient over its squared norm, mean over steps"),
     "gradient_norm_max": Measure("largest gradient norm", "norm", "lower", stability("grad_norm_max")),
     "reward_sd_last": Measure("reward sd over the last steps", "reward", "lower", stability("reward_std_last"),
-                              definition="sd of the mean reward of the last ten steps"),
-    "diverged": Measure("diverged", "0 or 1", "lower",
-                        lambda _, run: float(run.status == "diverged"), "training", True),
+                              definition="sd of the mean reward of the last ten steps; less with more samples a step"),
+    "diverged": Measure("non-finite", "0 or 1", "lower", lambda _, run: float(run.status == "diverged"), "training",
+                        True, definition="stopped since its losses were not finite"),
+    "collapsed": Measure("collapsed", "0 or 1", "lower", lambda _, run: number(collapsed(run)), "training", True,
+                         definition="accuracy on dev ended beyond its noise below its best"),
     # what it cost
-    "seconds_per_step": Measure("seconds a step", "s", "lower", per(training_seconds, "steps"), "cost"),
-    "seconds_per_update": Measure("seconds an update", "s", "lower", per(training_seconds, "updates"), "cost"),
-    "seconds_per_sample": Measure("seconds a sample", "s", "lower", per(training_seconds, "samples"), "cost"),
-    "seconds_training": Measure("seconds of training", "s", "lower", training_seconds, "cost",
+    "seconds_per_step": Measure("seconds a step", "s", "lower", per(trained_seconds, "steps"), "cost"),
+    "seconds_per_update": Measure("seconds an update", "s", "lower", per(trained_seconds, "updates"), "cost"),
+    "seconds_per_sample": Measure("seconds a sample", "s", "lower", per(trained_seconds, "samples"), "cost"),
+    "seconds_training": Measure("seconds of training", "s", "lower", whole(trained_seconds), "cost",
                                 definition="rollout, reward, score and update; evaluation left out"),
-    "seconds_rollout": Measure("seconds of rollout", "s", "lower", phase("rollout"), "cost"),
-    "seconds_score": Measure("seconds of scoring", "s", "lower", phase("score"), "cost"),
-    "seconds_update": Measure("seconds of updates", "s", "lower", phase("update"), "cost"),
-    "peak_memory": Measure("peak memory", "bytes", "lower", cost("peak_memory_bytes"), "cost"),
+    "seconds_rollout": Measure("seconds of rollout", "s", "lower", whole(phase("rollout")), "cost"),
+    "seconds_score": Measure("seconds of scoring", "s", "lower", whole(phase("score")), "cost"),
+    "seconds_update": Measure("seconds of updates", "s", "lower", whole(phase("update")), "cost"),
+    "peak_memory": Measure("peak memory", "bytes", "lower", whole(cost("peak_memory_bytes")), "cost"),
     "parameters": Measure("trained parameters", "parameters", "lower", trained_parameters, "cost",
                           definition="of the policy and the critic"),
-    "flops": Measure("FLOPs", "FLOPs", "lower", cost("flops"), "cost"),
+    "flops": Measure("FLOPs", "FLOPs", "lower", whole(cost("flops")), "cost"),
     "flops_per_sample": Measure("FLOPs a sample", "FLOPs", "lower", per(cost("flops"), "samples"), "cost"),
-    "samples": Measure("samples", "completions", None, cost("samples"), "cost"),
-    "prompts": Measure("prompts", "prompts", None, cost("prompts"), "cost"),
-    "generated_tokens": Measure("generated tokens", "tokens", None, cost("generated_tokens"), "cost"),
-    "updates": Measure("updates", "updates", None, cost("updates"), "cost"),
+    "samples": Measure("samples", "completions", None, whole(cost("samples")), "cost"),
+    "prompts": Measure("prompts", "prompts", None, whole(cost("prompts")), "cost"),
+    "generated_tokens": Measure("generated tokens", "tokens", None, whole(cost("generated_tokens")), "cost"),
+    "updates": Measure("updates", "updates", None, whole(cost("updates")), "cost"),
 }  # fmt: skip

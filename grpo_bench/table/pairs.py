@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_bench import stats
-from grpo_bench.records import METRICS, Run, Scores
+from grpo_bench.records import METRICS, Run, Scores, training_seconds
 from grpo_bench.stats import Interval
 
 SEEDS_FOR_T = 3  # below, an interval over seeds says nothing (t of 1 degree of freedom: 12.7)
 SEEDS_FOR_CLAIM = stats.SEEDS_FOR_VERDICT  # below, an estimate describes and no verdict is given
 
 SPENT = {"samples": "samples", "tokens": "generated_tokens", "updates": "updates", "flops": "flops"}  # keys of cost
-TRAINING = ("rollout", "reward", "score", "update")  # phases whose seconds a budget counts
 
 # what decides how the final greedy test asks and grades; how often dev is looked at may differ between arms
 _TEST_SETTINGS = ("eval_split", "prompt", "stop", "answer", "max_new_tokens", "verify_seconds")
@@ -167,9 +166,7 @@ def overshoot(run: Run) -> float | None:
     declared = (run.result or {}).get("budget") or run.config.get("budget")
     if not declared:
         return None
-    seconds = run.cost.get("seconds") or {}
-    in_seconds = sum(seconds.get(phase) or 0.0 for phase in TRAINING) or None
-    spent = in_seconds if declared["unit"] == "seconds" else run.cost.get(SPENT[declared["unit"]])
+    spent = training_seconds(run) if declared["unit"] == "seconds" else run.cost.get(SPENT[declared["unit"]])
     if spent is None:
         return None
     return float(spent) / float(declared["amount"]) - 1

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_bench.records import Run
+from grpo_bench.records import Run, training_seconds
 from grpo_bench.table.arms import before_rl, mean_of
-from grpo_bench.table.curves import DEV, crossing, value_at
-from grpo_bench.table.pairs import TRAINING
+from grpo_bench.table.curves import DEV, area, value_at
 
 if TYPE_CHECKING:
     from grpo_bench.table.measures import Reading
@@ -43,7 +42,13 @@ def stability(key: str) -> Reader:
     return lambda _, run: number(run.stability.get(key))
 
 
+def whole(read: Reader) -> Reader:
+    """Of a whole run: what one spent until it diverged and was stopped is no price of a training."""
+    return lambda reading, run: None if run.status == "diverged" else read(reading, run)
+
+
 def cost(key: str) -> Reader:
+    """What a run took, at whatever length; see ``whole``."""
     return lambda _, run: number(run.cost.get(key))
 
 
@@ -80,9 +85,12 @@ def gap(evals: dict[str, Any]) -> float | None:
     return None if wrong is None or right is None else wrong - right
 
 
-def training_seconds(_: Reading, run: Run) -> float | None:
-    seconds = run.cost.get("seconds") or {}
-    return sum(float(seconds.get(phase) or 0.0) for phase in TRAINING) or None
+def trained_seconds(_: Reading, run: Run) -> float | None:
+    return training_seconds(run)
+
+
+def curve_area(key: str) -> Reader:
+    return lambda reading, run: area(run, key, reading.whole_end(run, key))
 
 
 def per(read: Reader, counter: str) -> Reader:
@@ -103,16 +111,18 @@ def trained_parameters(_: Reading, run: Run) -> float | None:
 
 
 def to_target(axis: str) -> Reader:
+    """A run that never gets there stands at its whole length: a lower bound, which makes differences smaller."""
+
     def read(reading: Reading, run: Run) -> float | None:
-        aim = reading.target
-        return None if aim is None else crossing(run, aim.accuracy, axis)
+        met = reading.reached(run, axis)
+        return None if met is None else met.until if met.at is None else met.at
 
     return read
 
 
-def first_third(_: Reading, run: Run) -> float | None:
+def first_third(reading: Reading, run: Run) -> float | None:
     """Share of the dev gain that is there after a third of the samples; None where there is hardly a gain."""
-    start, third, end = (value_at(run, DEV, share) for share in (0.0, 1 / 3, 1.0))
+    start, third, end = (value_at(run, DEV, share, reading.whole_end(run, DEV)) for share in (0.0, 1 / 3, 1.0))
     if start is None or third is None or end is None or end - start < 0.02:
         return None
     return (third - start) / (end - start)

@@ -9,6 +9,7 @@ from typing import Any
 from grpo_bench.records import load_study
 from grpo_bench.table.arms import group_arms
 from grpo_bench.table.compare import Comparison
+from grpo_bench.table.contrasts import contrast_all
 from grpo_bench.types import UserError
 
 
@@ -40,21 +41,26 @@ def sibling_tasks(c: Comparison) -> dict[str, Comparison]:
 
 @lru_cache(maxsize=16)  # the article's table and the card ask for the same ones
 def _load(folder: Path, _stamp: tuple[tuple[str, int], ...]) -> Comparison | None:
-    """Rows only: a neighbour's contrasts and tables are its own table's work."""
+    """Rows and verdicts only: what a neighbour shows beside them is its own table's work."""
     try:
         study = load_study(folder)
     except UserError:  # a damaged neighbour is its own table's error, not this one's
         return None
     settings: dict[str, Any] = next((s for config in study.configs if (s := config.get("study"))), {})
+    arms, margin = group_arms(study.runs), float(settings.get("margin") or 0.02)
+    baseline = settings.get("baseline")
+    baseline = baseline if baseline is not None and any(arm.called(baseline) for arm in arms) else None
+    declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
+    contrasts, family = contrast_all(arms, declared, baseline, margin, [], verdicts_only=True)
     return Comparison(
         study=study,
         baseline=settings.get("baseline"),
         references=[],
-        arms=group_arms(study.runs),
-        contrasts=[],
-        declared=False,
-        margin=float(settings.get("margin") or 0.02),
-        family=0,
+        arms=arms,
+        contrasts=contrasts,
+        declared=bool(declared),
+        margin=margin,
+        family=family,
         left_out=[],
         notes=[],
     )

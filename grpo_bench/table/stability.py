@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grpo_bench.records import Run
+from grpo_bench.table.collapse import WORDS, collapse_count
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.layout import NONE, Sheet, arm_label, general, grouped, integer, number, percent
 
@@ -15,7 +16,7 @@ TRUNCATED = 0.15  # share of training samples cut at the limit (ScaleRL's early 
 
 
 def stability_sheet(c: Comparison) -> Sheet:
-    header = ["", "diverged", "worst seed %", "sd over seeds", "reward sd, last steps", "max grad norm"]
+    header = ["", "non-finite", "collapsed", "worst seed %", "sd over seeds", "reward sd, last steps", "max grad norm"]
     header += ["steps with NaN"]
     header += grouped("first step with", [f"entropy < {ENTROPY:g}", f"truncated > {100 * TRUNCATED:.0f} %"])
     header += ["advantage sd", "groups without signal %", "KL to reference", "entropy"]
@@ -26,15 +27,19 @@ def stability_sheet(c: Comparison) -> Sheet:
             continue
         accuracies = [run.final["greedy"]["acc"] for run in arm.scored]
         sd = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
-        row = [arm_label(arm), f"{s['diverged']:.0f} of {s['begun']:.0f}", percent(s["worst_seed"]), percent(sd)]
+        fell, known = collapse_count(arm)
+        row = [arm_label(arm), f"{s['diverged']:.0f} of {s['begun']:.0f}", f"{fell} of {known}" if known else NONE]
+        row += [percent(s["worst_seed"]), percent(sd)]
         row += [number(s["reward_std_last"], 3), general(s["grad_norm_max"]), integer(s["nan_steps"])]
         row.append(_first(arm.scored, "rollout/entropy", lambda value: value < ENTROPY))
         row.append(_first(arm.scored, "completions/truncated_frac", lambda value: value > TRUNCATED))
         row += [number(s["adv/std"], 3), percent(s["group/frac_zero_std"])]
         rows.append([*row, number(s["kl_final"], 4), number(s["entropy_final"], 3)])
     notes = [
-        "Sd over seeds: of the accuracy, in points. Reward sd: of the mean reward of the last ten steps, mean over "
-        "seeds. Entropy and truncation: the first step at which a seed passes the mark, median over the seeds that do, "
+        "Non-finite: runs stopped since their losses were not finite. Collapsed: accuracy on dev ended more than "
+        f"{WORDS} below its best. Sd over seeds: of the accuracy, in points. Reward sd: of the mean reward of the last "
+        "ten steps, mean over seeds; it shrinks with the number of samples a step, and compares only rows of the same. "
+        "Entropy and truncation: the first step at which a seed passes the mark, median over the seeds that do, "
         "and how many they are. Advantage sd and groups without signal: means over steps.",
     ]
     return Sheet("stability", "Stability", header, rows, notes)
