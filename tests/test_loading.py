@@ -104,8 +104,9 @@ def test_export_and_load_give_the_same_model(kind: str, tmp_path: Path) -> None:
     loaded, plain = load_model(cfg, CPU), AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
-        assert torch.equal(plain(ids).logits, model(ids).logits)
+        # a policy's norms are computed otherwise than the library's, to the last bit or so
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
     if kind == "llama":  # what the embedded model is; transformers gives others their family's tokenizer rules
         text = "Ann has 7 apples."
         assert load_tokenizer(cfg)(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -238,7 +239,7 @@ def test_a_gguf_file_becomes_a_model_that_trains_and_exports(tmp_path: Path) -> 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
-        assert torch.equal(plain(ids).logits, model(ids).logits)
+        torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-5)
 
 
 def test_a_gguf_file_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_every_command_composes(line: str, tmp_path: Path, monkeypatch: pytest.M
     elif module == "grpo_bench.report":
         assert report_arguments(words)[0].parent == Path("results")
     elif module == "grpo_bench.reproduce":
-        assert reproduce_arguments(words).folder == Path("results/demo-arithmetic")
+        assert reproduce_arguments(words).folder == Path("results/ppo_vs_grpo-arithmetic")
     elif module == "grpo_bench.publish":
         assert publish_arguments(words).folder.parent == Path("results")
     elif module in ("grpo_bench.diagnose", "grpo_bench.stats.coverage"):

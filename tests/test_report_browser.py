@@ -89,7 +89,7 @@ def test_pictures_are_drawn(js):
     title = "return document.querySelector('#chart-curves .xtitle').textContent"
     assert js(title) == "training samples"
     js("const s = document.querySelector('[data-axis]'); s.value = 'seconds'; s.dispatchEvent(new Event('change'))")
-    assert js(title) == "seconds, evaluations included"
+    assert js(title) == "seconds of training, evaluations left out"
 
 
 def test_a_row_is_put_in_colour_and_out_again(js):

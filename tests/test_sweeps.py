@@ -150,7 +150,7 @@ def test_one_thing_changes_at_a_time() -> None:
     # at the policy that sampled, where the gradient's noise is measured, a ratio is 1 and no clip acts
     assert changed("std_normalisation", "grpo_no_baseline", "grpo_no_std") == {
         "algo.name", "algo.baseline", "algo.decay", "algo.scale", "algo.ddof", "algo.eps", "algo.guard",
-        "algo.clip_low", "algo.clip_high", "algo.dual_clip", "algo.log_clamp",
+        "algo.clip_low", "algo.clip_high",
     }  # fmt: skip
     # another class has knobs of another name: what both have is equal but for the normalisation itself
     for arm in ("grpo_no_std", "grpo_batch_std"):
