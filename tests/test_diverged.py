@@ -31,7 +31,8 @@ def test_a_loss_that_stays_not_finite_ends_the_run(bad: float, tmp_path: Path, m
         return loss * bad if len(calls) == 2 or len(calls) >= 4 else loss
 
     monkeypatch.setattr(grpo, "token_loss", token_loss)
-    cfg = make(*SHORT, f"results={tmp_path}", "algo=grpo", "budget.amount=512", "eval.every=0", "kl_coef=0.01")
+    cfg = make(*SHORT, f"results={tmp_path}", "algo=grpo", "budget.amount=512", "eval.every=0",
+               "kl_coef=0.01", "epochs=1", "minibatches=1")  # fmt: skip
     directory = run_dir(cfg)
     result = run(cfg, directory)
     assert (result["status"], result["stability"]["diverged"]) == ("diverged", True)

@@ -147,6 +147,7 @@ def test_a_chain_passes_values_and_errors_on() -> None:
 def test_an_interrupted_run_leaves_no_process() -> None:
     script = """
 import os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
 from grpo_bench.tasks.overlap import Verified
 from grpo_bench.tasks.verifier import Verifier
 from grpo_bench.types import Problem
