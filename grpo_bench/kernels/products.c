@@ -1,6 +1,6 @@
 /* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles (AMX), sums in fp32. The matrix is packed
  * beforehand, in the order in which it is read: a step of decoding reads each weight once for few rows, so that the speed
- * of memory decides, and a library that must first rearrange the weights at each call takes several times as long. */
+ * of memory decides, and a library that must first rearrange the weights at each call takes about twice as long (measured). */
 #include <stdint.h>
 #include <string.h>
 
