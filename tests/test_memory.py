@@ -23,9 +23,9 @@ def test_a_gpus_share_is_of_its_total_memory(monkeypatch: pytest.MonkeyPatch) ->
 def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_bench.policy.score.CPU_TOKENS", 10**9)
     own = policy("llama")
-    # 80 bytes · 16 hidden units · 2 layers = 2,560 bytes a token. Of 2 GiB, 4 bytes for each of the 2^25 probabilities
-    # that are kept come first: (2,147,483,648 − 134,217,728) / 2,560 = 786,432
-    assert micro_batch_tokens(own, None) == 786_432
+    # 80 bytes · 16 hidden units · 2 layers = 2,560 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
+    # that are kept come first: (2,147,483,648 − 268,435,456) / 2,560 = 734,003
+    assert micro_batch_tokens(own, None) == 734_003
     own.head_is_linear = False  # chunks by autograd: 28 · 2^24 bytes, (2,147,483,648 − 469,762,048) / 2,560 = 655,360
     assert micro_batch_tokens(own, None) == 655_360
     own.head_is_plain = False  # all logits at once: 2,560 + 28 · 61 words = 4,268 bytes a token

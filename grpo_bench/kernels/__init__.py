@@ -22,6 +22,7 @@ from grpo_bench.kernels import build
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 TILES = 32  # rows and depth of a block in products.c
+COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
 _allowed = os.environ.get("GRPO_BENCH_KERNELS", "1") != "0"
 
@@ -42,12 +43,17 @@ def _library() -> ctypes.CDLL | None:
         attention = getattr(library, f"decode_attention_{name}")
         attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, p, i, c]
         getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
+        getattr(library, f"soften_{name}").argtypes = [p, i, i, p, f, p, p, p, c]
+        getattr(library, f"logp_gradient_{name}").argtypes = [p, i, i, p, p, c]
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
         library.multiply.argtypes = [p, p, p, p, p, i, i, i, c]
         for name in NAMES.values():
             getattr(library, f"pack_{name}").argtypes = [p, i, i, p, c]
+        library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
+        if library.weight_gradient_room(TILES, TILES, TILES):
+            library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
     return library
 
 
@@ -164,4 +170,56 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
         x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
         None if padded is None else padded.data_ptr(), rows, columns, depth, _threads(columns * depth),
     )  # fmt: skip
+    return out
+
+
+def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(n,V) logits, dense, become probabilities at ``temperature``, in place -> (n,) log-probs of ``targets`` and
+    entropies, fp32. Rows with a NaN or an infinite largest logit become NaN."""
+    rows, words = logits.shape
+    logps, entropies = torch.empty(rows), torch.empty(rows)
+    threads = _threads(logits.numel())
+    scratch = torch.empty(threads, words)
+    getattr(_library(), f"soften_{NAMES[logits.dtype]}")(
+        logits.data_ptr(), rows, words, targets.contiguous().data_ptr(), temperature, logps.data_ptr(),
+        entropies.data_ptr(), scratch.data_ptr(), threads,
+    )  # fmt: skip
+    return logps, entropies
+
+
+def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
+    """(n,V) probabilities, dense, become ``scales`` (n,) times (1 at the target - p), in place."""
+    scales = scales.float().contiguous()
+    getattr(_library(), f"logp_gradient_{NAMES[probs.dtype]}")(
+        probs.data_ptr(), *probs.shape, targets.contiguous().data_ptr(), scales.data_ptr(), _threads(probs.numel())
+    )
+
+
+@cache
+def _has_weight_gradient() -> bool:
+    return _has_tiles() and bool(_library().weight_gradient_room(TILES, TILES, TILES))  # type: ignore[union-attr]
+
+
+def trains(weight: Tensor) -> bool:
+    """Whether the gradient of these (m,k) fp32 weights of a layer that computes in bfloat16 is made here."""
+    whole = weight.dim() == 2 and not any(size % TILES for size in weight.shape)
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return _allowed and whole and on_cpu and _has_weight_gradient()
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """(n,m) and (n,k) bfloat16 -> (m,k) fp32: gradᵀ·x, summed in fp32; m and k are multiples of 32."""
+    grad, x = _dense_last(grad), x.contiguous()
+    (rows, columns), depth = grad.shape, x.shape[1]
+    out = torch.empty(columns, depth, dtype=torch.float32)
+    library: Any = _library()
+    some = min(columns, COLUMNS)
+    scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
+    aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
+    for first in range(0, columns, some):  # of a vocabulary: its panels would take as much memory as its logits
+        part = out[first : first + some]
+        library.weight_gradient(
+            grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part), depth,
+            _threads(len(part) * depth),
+        )  # fmt: skip
     return out

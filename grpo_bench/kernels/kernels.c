@@ -1,5 +1,5 @@
 /* What sampling does between the matrix products, for one token of each row: attention over a shared prompt and a row's
- * own tokens, root-mean-square norms, and the choice of a token. One pass over memory each, where tensor operations
+ * own tokens, root-mean-square norms, and the choice of a token; and training's softmax over the vocabulary. One pass over memory each, where tensor operations
  * make dozens. Sums are in fp32 (of probabilities: in double), whatever is stored; work is split by rows, so the number
  * of threads changes nothing in a result. */
 #include <math.h>
@@ -95,6 +95,8 @@ static inline uint16_t to_bfloat16(float f) { /* to nearest, ties to even; a NaN
   return f == f ? (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (uint16_t)0x7fc0u;
 }
 
+enum { BLOCK = 256 }; /* words summed in fp32 before they are summed in double */
+
 #define T float
 #define LOAD same
 #define STORE same
@@ -102,6 +104,7 @@ static inline uint16_t to_bfloat16(float f) { /* to nearest, ties to even; a NaN
 #define PLACE place_float32
 #define NAME(x) x##_float32
 #include "typed.h"
+#include "softmax.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -116,8 +119,7 @@ static inline uint16_t to_bfloat16(float f) { /* to nearest, ties to even; a NaN
 #define PLACE place_bfloat16
 #define NAME(x) x##_bfloat16
 #include "typed.h"
-
-enum { BLOCK = 256 }; /* words summed in fp32 before they are summed in double */
+#include "softmax.h"
 
 static double below(double x) { return nextafter(x, 0.0); }
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
+
 BLOCK_ELEMENTS = 2**20  # of logits worked on at once: what stays in a processor's cache
-KEPT_ELEMENTS = 2**25  # of probabilities kept from forward to backward, in the products' precision; else made again
+KEPT_ELEMENTS = 2**26  # of probabilities kept from forward to backward, in the products' precision; else made again
 
 
 def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -33,6 +35,8 @@ def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: floa
 
 def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies; ``logits`` (n,V) become probabilities, in place."""
+    if kernels.take(logits):
+        return kernels.soften(logits, targets, temperature)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     logp = torch.empty(len(logits), dtype=wide, device=logits.device)
     entropy = torch.empty_like(logp)
@@ -56,13 +60,26 @@ def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor
     return logp, entropy
 
 
+def _gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
+    """(n,V) probabilities become ``scales`` (n,) times (1 at the target − p), in place."""
+    if kernels.take(probs):
+        kernels.logp_gradient(probs, targets, scales)
+        return
+    rows = max(BLOCK_ELEMENTS // probs.shape[1], 1) if probs.device.type == "cpu" else len(probs)
+    for start in range(0, len(probs), rows):
+        part = slice(start, start + rows)
+        wide = probs[part].to(scales.dtype).mul_(-scales[part, None])
+        wide.scatter_add_(1, targets[part, None], scales[part, None])
+        probs[part] = wide
+
+
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         """``cast`` is ``weight`` in the products' precision; the gradient is ``weight``'s."""
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.dtypes, ctx.kernels = (hidden.dtype, weight.dtype), kernels.trains(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(cast.dtype)
             logits = hidden @ cast.mT
@@ -83,13 +100,10 @@ class _HeadLogp(torch.autograd.Function):
             if probs is None:
                 probs = hidden @ weight.mT
                 _soften(probs, targets, ctx.temperature)
-            scale = (grads[0] / ctx.temperature)[:, None]
-            rows = max(BLOCK_ELEMENTS // probs.shape[1], 1) if probs.device.type == "cpu" else len(probs)
-            for start in range(0, len(probs), rows):
-                part = slice(start, start + rows)
-                wide = probs[part].to(scale.dtype).mul_(-scale[part])
-                wide.scatter_add_(1, targets[part, None], scale[part])
-                probs[part] = wide
+            _gradient(probs, targets, grads[0] / ctx.temperature)
             grad_hidden = (probs @ weight).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-            grad_weight = (probs.mT @ hidden).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+            grad_weight = None
+            if ctx.needs_input_grad[1]:
+                own = ctx.kernels and probs.dtype == torch.bfloat16
+                grad_weight = kernels.weight_gradient(probs, hidden) if own else (probs.mT @ hidden).to(ctx.dtypes[1])
         return grad_hidden, grad_weight, None, None, None, None

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grpo_bench.policy import norms
+from grpo_bench.policy import linear, norms
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
+from grpo_bench.policy.linear import TrainedLinear
 from grpo_bench.policy.packed import pack
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Policy(nn.Module):
         self.model = model
         self.dtype = dtype
         norms.install(model)
+        linear.install(model)
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
         if like is not None:
             self.take_ways_of(like)
@@ -162,7 +164,11 @@ def _is_linear_head(model: PreTrainedModel) -> bool:
     """Whether logits are one product with the head's weight and nothing else."""
     head, config = model.get_output_embeddings(), model.config
     more = ("logits_scaling", "logit_scale", "final_logit_softcapping")
-    return type(head) is nn.Linear and head.bias is None and all(getattr(config, name, None) is None for name in more)
+    return (
+        type(head) in (nn.Linear, TrainedLinear)
+        and head.bias is None
+        and all(getattr(config, name, None) is None for name in more)
+    )
 
 
 def widen(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from grpo_bench import kernels
 from grpo_bench.policy import Policy
+from grpo_bench.policy.linear import TrainedLinear
 
 FEW_ROWS = 256  # above them a library's products are as fast: weights are no longer what takes the time
 
@@ -58,7 +59,10 @@ def _pack_linears(model: nn.Module) -> list[PackedLinear]:
     """Pack the plain linear layers of a model that is only sampled from, where the machine multiplies so."""
     found: list[PackedLinear] = []
     for module in model.modules():
-        if type(module) is nn.Linear and kernels.multiplies(module.weight):
+        if type(module) not in (nn.Linear, TrainedLinear):
+            continue
+        assert isinstance(module, nn.Linear)
+        if kernels.multiplies(module.weight):
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
             module.pack()

@@ -198,6 +198,9 @@ def criterion(claim: Claim, measure: Measure | None) -> str:
 
     if claim.expect in ("equal", "flat"):
         return claim.expect + (f" within {size(claim.at_most)}" if claim.at_most is not None else "")
+    if claim.scale == "difference" and claim.at_most is None and claim.at_least is not None and claim.at_least < 0:
+        other = {"greater": "lower", "less": "higher", "increasing": "falling", "decreasing": "rising"}[claim.expect]
+        return f"not {other} by more than {size(-claim.at_least)}"
     by = " by" if claim.scale == "difference" else ", ratio"
     if claim.at_least is not None and claim.at_most is not None:
         return f"{claim.expect}{by} {size(claim.at_least)} to {size(claim.at_most)}"

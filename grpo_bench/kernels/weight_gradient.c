@@ -1,0 +1,154 @@
+/* The gradient of a linear layer's weights in training, dW = dY^T X, by the processor's matrix tiles (AMX): bfloat16 factors,
+ * sums in fp32, which are the result: weights are trained in fp32, and a library would round the sums to bfloat16 first.
+ *
+ * Tokens are the depth of this product and lie the wrong way for it in both factors. Each is first laid out in the order
+ * in which tiles read it ("panels" of 32 by 32), which costs one pass over it; a library that turns one of them element by
+ * element takes about half as long again (measured). */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#include <immintrin.h>
+
+enum { SIDE = 32, HALF = 16, PANEL = SIDE * SIDE, GROUP = 8 }; /* GROUP: blocks of rows that one pass over columns serves */
+
+#define MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
+
+struct __attribute__((packed)) config {
+  uint8_t palette, start, reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+};
+
+static inline int64_t blocks(int64_t x) { return (x + SIDE - 1) / SIDE; }
+
+/* 32 elements of a row of tokens, or zeros where there are no more tokens */
+static inline __m512i row_of(const uint16_t *x, int64_t stride, int64_t rows, int64_t i) {
+  return i < rows ? _mm512_loadu_si512(x + i * stride) : _mm512_setzero_si512();
+}
+
+/* 16 x 16 words, in place: rows become columns */
+static inline __attribute__((always_inline)) void turn(__m512i *r) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+/* Two rows of 32 elements -> 32 pairs, the first 16 and the others. */
+static inline __attribute__((always_inline)) void pairs(__m512i a, __m512i b, __m512i *first, __m512i *second) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  *first = _mm512_permutex2var_epi16(a, low, b);
+  *second = _mm512_permutex2var_epi16(a, high, b);
+}
+
+/* ``rows`` tokens of 32 elements -> 32 rows that are 32 tokens deep (two tiles: elements 0-15, 16-31). */
+static inline void left_panel(const uint16_t *x, int64_t stride, int64_t rows, uint16_t *to) {
+  __m512i one[16], two[16];
+  for (int i = 0; i < 16; i++)
+    pairs(row_of(x, stride, rows, 2 * i), row_of(x, stride, rows, 2 * i + 1), one + i, two + i);
+  turn(one);
+  turn(two);
+  for (int i = 0; i < 16; i++) {
+    _mm512_store_si512(to + i * SIDE, one[i]);
+    _mm512_store_si512(to + (HALF + i) * SIDE, two[i]);
+  }
+}
+
+/* ``rows`` tokens of 32 elements -> 16 pairs of tokens by 16 elements (two tiles: elements 0-15, 16-31). */
+static inline void right_panel(const uint16_t *x, int64_t stride, int64_t rows, uint16_t *to) {
+  for (int i = 0; i < 16; i++) {
+    __m512i first, second;
+    pairs(row_of(x, stride, rows, 2 * i), row_of(x, stride, rows, 2 * i + 1), &first, &second);
+    _mm512_store_si512(to + i * SIDE, first);
+    _mm512_store_si512(to + (HALF + i) * SIDE, second);
+  }
+}
+
+/* One block of 32 rows by 32 columns, ``deep`` panels, to fp32 rows that are ``width`` long. */
+static inline __attribute__((always_inline)) void block(const uint16_t *a, const uint16_t *b, int64_t deep, float *to,
+                                                        int64_t width) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < deep; k++, a += PANEL, b += PANEL) {
+    for (int i = 0; i < PANEL; i += 32) _mm_prefetch((const char *)(a + 2 * PANEL + i), _MM_HINT_T0);
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + PANEL / 2, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, a + PANEL / 2, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, to, width * 4);
+  _tile_stored(1, to + HALF, width * 4);
+  _tile_stored(2, to + HALF * width, width * 4);
+  _tile_stored(3, to + HALF * width + HALF, width * 4);
+}
+
+/* Elements of bfloat16 that the panels take; 0 where the processor has no tiles. */
+int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth) {
+  return blocks(rows) * (columns / SIDE + depth / SIDE) * PANEL;
+}
+
+/* dy (rows, columns) bfloat16, ``stride`` from row to row, and x (rows, depth), dense -> dw (columns, depth) fp32, dense:
+ * dy^T x. columns and depth are multiples of 32; scratch is aligned to 64 bytes. */
+void weight_gradient(const uint16_t *dy, int64_t stride, const uint16_t *x, float *dw, uint16_t *scratch, int64_t rows,
+                     int64_t columns, int64_t depth, int threads) {
+  const int64_t deep = blocks(rows), high = columns / SIDE, across = depth / SIDE, groups = (high + GROUP - 1) / GROUP;
+  uint16_t *right = scratch, *left = scratch + across * deep * PANEL;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static) nowait
+    for (int64_t k = 0; k < deep; k++)
+      for (int64_t c = 0; c < across; c++)
+        right_panel(x + k * SIDE * depth + c * SIDE, depth, rows - k * SIDE, right + (c * deep + k) * PANEL);
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < deep; k++)
+      for (int64_t r = 0; r < high; r++)
+        left_panel(dy + k * SIDE * stride + r * SIDE, stride, rows - k * SIDE, left + (r * deep + k) * PANEL);
+    struct config before, own = {.palette = 1};
+    for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = HALF;
+    _tile_storeconfig(&before); /* another library may count on what it set */
+    MEMORY(&own); /* compilers' headers do not say that tiles read memory: stores before must have been made */
+    MEMORY(scratch);
+    _tile_loadconfig(&own);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < groups * across; item++) { /* a group's panels stay in a core's cache meanwhile */
+      const int64_t c = item % across, first = item / across * GROUP;
+      for (int64_t r = first; r < first + GROUP && r < high; r++)
+        block(left + r * deep * PANEL, right + c * deep * PANEL, deep, dw + r * SIDE * depth + c * SIDE, depth);
+    }
+    MEMORY(&before);
+    if (before.palette) _tile_loadconfig(&before);
+    else _tile_release();
+    MEMORY(dw);
+  }
+}
+#else
+int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth) {
+  return (void)rows, (void)columns, (void)depth, 0;
+}
+#endif

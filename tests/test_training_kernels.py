@@ -1,0 +1,208 @@
+"""The compiled forms of what training does equal the formula, whatever the shapes, threads and precision."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from model_data import batch_of, make, ragged
+from torch import Tensor, nn
+
+from grpo_bench import kernels
+from grpo_bench.policy import Policy, head, layout
+from grpo_bench.policy.linear import TrainedLinear
+from grpo_bench.policy.load import load_model
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler: the forms in torch are used")
+needs_tiles = pytest.mark.skipif(not kernels.trains(torch.zeros(32, 32)), reason="no AMX on this processor")
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    allowed, threads = kernels._allowed, torch.get_num_threads()
+    kernels.use(True)
+    yield
+    kernels.use(allowed)
+    torch.set_num_threads(threads)
+
+
+def near(own: Tensor, exact: Tensor, rounding: float) -> bool:
+    """Within one rounding of each entry, and of what its terms may add up to in another order."""
+    return bool(((own.double() - exact).abs() <= rounding * exact.abs() + 1e-5 * exact.abs().max()).all())
+
+
+@needs_tiles
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 257, 300])
+@pytest.mark.parametrize(("columns", "depth"), [(32, 32), (96, 64), (64, 544), (8192 + 64, 32)])
+def test_gradient_of_weights_equals_the_formula(rows, columns, depth):
+    torch.manual_seed(rows)
+    x, grad = torch.randn(rows, depth).bfloat16(), torch.randn(rows, columns).bfloat16()
+    exact = grad.double().T @ x.double()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        own = kernels.weight_gradient(grad, x)
+        assert own.dtype == torch.float32
+        assert near(own, exact, 2**-20)
+    wider = torch.randn(rows, columns + 32).bfloat16()
+    wider[:, 32:] = grad
+    assert torch.equal(kernels.weight_gradient(wider[:, 32:], x), own)
+
+
+@needs_tiles
+def test_gradient_of_weights_by_hand():
+    """1 + 2⁻⁹ is a sum that bfloat16 would round to 1; an entry counts where both factors do."""
+    x, grad = torch.zeros(3, 64).bfloat16(), torch.zeros(3, 32).bfloat16()
+    x[0, 40], x[2, 40], grad[0, 5], grad[2, 5] = 1, 2, 1, 2**-10
+    own = kernels.weight_gradient(grad, x)
+    assert own[5, 40].item() == 1 + 2**-9
+    assert own.count_nonzero() == 1
+
+
+@needs_tiles
+def test_threads_change_no_bit():
+    torch.manual_seed(0)
+    x, grad = torch.randn(700, 96).bfloat16(), torch.randn(700, 64).bfloat16()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(kernels.weight_gradient(grad, x))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [5, 512, 1000])
+def test_softmax_over_the_vocabulary(dtype, words, temperature):
+    torch.manual_seed(words)
+    logits = (torch.randn(37, words) * 5).to(dtype)
+    logits[3, 1] = -torch.inf
+    logits[4] = 0
+    logits[5, 0] = 300
+    targets = torch.randint(words, (37,))
+    targets[5] = 0
+    exact = torch.log_softmax(logits.double() / temperature, -1)
+    p = exact.exp()
+    entropy = -torch.where(p > 0, p * exact, 0.0).sum(-1)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        probs = logits.clone()
+        found.append((*kernels.soften(probs, targets, temperature), probs))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    logp, own_entropy, probs = found[0]
+    own = exact.gather(1, targets[:, None]).squeeze(1)
+    assert torch.allclose(logp.double(), own, rtol=1e-6, atol=2e-6)
+    assert torch.allclose(own_entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(probs.double(), p, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_log_probs_by_hand(dtype):
+    probs = torch.tensor([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]]).to(dtype)
+    kernels.logp_gradient(probs, torch.tensor([1, 0]), torch.tensor([2.0, 3.0]))
+    assert probs.tolist() == [[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_a_number_shows(dtype, wrong):
+    """A loss that is not finite is not stepped on: it must not be softened into a number."""
+    logits = torch.zeros(3, 40).to(dtype)
+    logits[1, 7] = wrong
+    logp, entropy = kernels.soften(logits, torch.tensor([0, 1, 2]), 1.0)
+    assert logp.isnan().tolist() == entropy.isnan().tolist() == [False, True, False]
+    assert logits.isnan().all(-1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_with_and_without(dtype):
+    """Log-probs, entropies and gradients of states and head, kept and made again in the backward pass."""
+    torch.manual_seed(0)
+    states, weight, targets = torch.randn(50, 64), torch.randn(96, 64) / 4, torch.randint(96, (50,))
+    for kept in (2**26, 7 * 96):
+        found = []
+        for on in (True, False):
+            kernels.use(on)
+            h, w = states.to(dtype).requires_grad_(), weight.clone().requires_grad_()
+            with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
+                patch.setattr(head, "KEPT_ELEMENTS", kept)
+                logp, entropy = head.head_logp(h, w, targets, 0.8)
+            (logp * torch.arange(50)).sum().backward()
+            found.append((logp.detach(), entropy, h.grad, w.grad))
+        near_enough = 1e-5 if dtype == torch.float32 else 2e-2
+        for own, plain in zip(*found, strict=True):
+            assert own.dtype == plain.dtype
+            assert (own - plain).abs().max() <= near_enough * plain.abs().max()
+
+
+def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+    torch.manual_seed(1)
+    plain = nn.Linear(depth, columns, bias=bias)
+    own = copy.deepcopy(plain)
+    own.__class__ = TrainedLinear
+    return own, plain
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_and_its_gradients_are_those_of_autocast(dtype, bias):
+    found = []
+    for linear in layer(bias=bias):
+        torch.manual_seed(2)
+        x = torch.randn(2, 50, 64).to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = linear(x)
+        (y.float() * torch.randn(2, 50, 96)).sum().backward()
+        found.append([y, x.grad, *(p.grad for p in linear.parameters())])
+    for own, plain in zip(*found, strict=True):
+        assert own.dtype == plain.dtype
+        assert (own.double() - plain.double()).abs().max() <= 2**-7 * plain.double().abs().max()
+
+
+@needs_tiles
+def test_without_autocast_for_few_tokens_and_frozen_weights():
+    own, plain = layer()
+    x = torch.randn(100, 64)
+    assert torch.equal(own(x), plain(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(own(x[:3]), plain(x[:3]))
+        own.weight.requires_grad_(False)
+        y = own(x.requires_grad_())
+    y.float().sum().backward()
+    assert own.weight.grad is None
+    assert x.grad is not None
+    assert own.bias.grad is not None
+
+
+@needs_tiles
+def test_gradients_add_up_over_micro_batches():
+    own, _ = layer(bias=False)
+    x = torch.randn(200, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = torch.autograd.grad(own(x).float().square().sum(), own.weight)[0]
+        for part in x.split(100):
+            own(part).float().square().sum().backward()
+    assert torch.allclose(own.weight.grad, whole, rtol=1e-3, atol=1e-2)
+
+
+def test_a_policy_in_bfloat16_trains_through_it():
+    """Log-probs and gradients are those of the plain forms up to bfloat16's rounding, for a critic's trunk too."""
+    cfg = make("model.tiny.hidden_size=64", "model.tiny.intermediate_size=96", "model.dtype=bfloat16").model
+    policy = Policy(load_model(cfg, torch.device("cpu")), torch.bfloat16)
+    assert any(isinstance(m, TrainedLinear) for m in policy.modules())
+    assert policy.head_is_linear
+    batch = batch_of(ragged(48, 8))
+    found = []
+    for on in (True, False):
+        kernels.use(on)
+        policy.zero_grad()
+        logp, _ = policy.logp(layout(batch, torch.arange(len(batch.mask))), 1.0)
+        logp.sum().backward()
+        grads = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+        found.append((logp.detach(), grads))
+    (own, own_grads), (plain, plain_grads) = found
+    assert (own - plain).abs().max() < 0.05
+    assert own_grads.keys() == plain_grads.keys()
+    for name, grad in own_grads.items():
+        assert torch.cosine_similarity(grad.flatten(), plain_grads[name].flatten(), dim=0) > 0.999, name
