@@ -16,7 +16,9 @@ def group_size(found: GroupSizes | None, title: str) -> Figure | None:
     """Left: groups without signal, measured beside p^G + (1 − p)^G averaged over problems; right: accuracy."""
     if found is None:
         return None
-    figure = fixed(9.0, 3.9, 0.65, 0.2, 0.75, 0.95)
+    lines = 2 * len(found.families) + len(found.predicted)
+    below = 0.95 + 0.17 * lines  # the legend: among falling lines there is no room for it
+    figure = fixed(9.0, 2.95 + below, 0.65, 0.2, 0.75, below)
     gaps(figure, 0.7, 0.5, 2, 1)
     left, right = figure.subplots(1, 2)
     for i, family in enumerate(found.families):
@@ -45,7 +47,7 @@ def group_size(found: GroupSizes | None, title: str) -> Figure | None:
         axes.set_xlabel("group size G")
         axes.set_title(words, loc="left", color=INK)
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    left.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(-0.02, -0.17))
     if len(found.families) > 1:
         right.legend(frameon=False, fontsize=8)
     note = "Means over seeds, accuracy with its 95 % interval; rings: single seeds."

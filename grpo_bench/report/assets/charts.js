@@ -15,7 +15,7 @@ const few = () => innerWidth < 640;
 
 // labels of rows stand beside the panel; on a narrow screen they are cut, and whole under the pointer
 function names(list) {
-  const room = few() ? 17 : 42;
+  const room = few() ? 20 : 42;
   return list.map(name => plain(name.length > room ? name.slice(0, room - 1) + "…" : name));
 }
 
@@ -53,7 +53,7 @@ DRAW.differences = () => {
   const band = { type: "rect", layer: "below", xref: "x", yref: "paper", x0: -D.margin, x1: D.margin, y0: 0, y1: 1, line: { width: 0 }, fillcolor: ink().margin };
   const zero = { type: "line", layer: "below", xref: "x", yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, line: { color: ink().faint, width: 1 } };
   dots("differences", D.differences, {
-    label: p => p.name, colour: () => hue(0), unit: " points", shapes: [band, zero], title: "difference in accuracy, percentage points",
+    label: p => p.name, colour: () => hue(0), unit: " points", shapes: [band, zero], title: few() ? "difference, points" : "difference in accuracy, percentage points",
     say: p => ": " + p.verdict + "; interval over " + p.kind, beside: p => p.verdict,
   });
 };
