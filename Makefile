@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow parity lint types clean
+.PHONY: demo test slow ray parity lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m grpo_bench -m --config-dir sweeps --config-name demo
@@ -15,6 +15,13 @@ test: $(VENV)/.dev $(VENV)/.peers
 
 slow: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+# Ray's plugin asks for older packages than the others do, so it has an environment of its own on top of theirs.
+ray: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/ray
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(VENV)/ray/lib/$$(ls $(VENV)/ray/lib)/site-packages/base.pth
+	$(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check hydra-ray-launcher 'cloudpickle<3'
+	$(VENV)/ray/bin/python -m pytest -m "slow or not slow" -k ray tests/test_launch.py
 
 parity: $(VENV)/.dev $(VENV)/.peers
 	$(BIN)/python -m pytest tests/parity

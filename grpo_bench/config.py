@@ -207,6 +207,7 @@ class Config(Strict):
     target_kl: float | None = Field(gt=0)
     dialect: str
     mask_truncated: bool  # take truncated answers out of the loss
+    measure_kl: bool = False  # keep the reference also where nothing is penalised by it
     grad_noise_every: int = Field(default=0, ge=0)  # steps between measurements of the gradient's variance; 0: never
     optim: OptimConfig
     eval: EvalConfig

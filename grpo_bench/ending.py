@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock, Timeout
+
 from grpo_bench.files import write_json
 from grpo_bench.resume import read
 from grpo_bench.types import UserError
@@ -37,11 +39,24 @@ def reason_of(
     else:
         reason = plainly(_last_error(directory / "stdout.log") or f"exit code {code}")
     state = {**state, "status": "failed", "reason": reason, "exit_code": code}
+    if _held(directory):  # by another process, which is why this one ended: the record is of a run that lives
+        return reason
     try:
         write_json(directory / "state.json", state)
     except (UserError, OSError) as e:  # the disk that ended the job, often; its reason must not be masked
         reason += f" ({e})"
     return reason
+
+
+def _held(directory: Path) -> bool:
+    lock = directory / "checkpoints" / "lock"
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def plainly(reason: str) -> str:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from grpo_bench.config import Config
 
 # What may differ between two runs of one row, or differ on the way to one result: who asked, where it ran, how work
-# was split, how long it went on. Everything else is identity, the dtype that a device implies included.
+# was split, how long it went on, what was measured beside. Everything else is identity, the dtype that a device implies
+# included.
 NOT_IDENTITY = (
     "seed", "study", "arm", "row", "experiment", "tracker", "results", "device", "threads", "micro_batch_tokens",
-    "checkpoint", "resume", "isolate", "parallel", "jobs_per_gpu",
+    "measure_kl", "checkpoint", "resume", "isolate", "parallel", "jobs_per_gpu",
     "export", "budget.amount", "rollout.batch_size", "rollout.cuda_graph", "task.verify_workers",
     "model.gradient_checkpointing", "reward.model.device", "reward.model.batch_size",
 )  # fmt: skip

@@ -82,6 +82,16 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@functools.cache
+def host() -> str:
+    """12 hex digits of this machine since it was started: a process id means something only beside it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = ""
+    return hashlib.sha256(f"{platform.node()} {boot}".encode()).hexdigest()[:12]
+
+
 def package_version() -> str:
     """Version of the installed package, "unknown" when run from a checkout that was never installed."""
     try:

@@ -118,7 +118,7 @@ class RunRecord:
         checkpoints.drop(self._root, [s for s in checkpoints.steps_in(self._root) if s > self._step])
         self._write_config()
         self._write_provenance(found)
-        self._write_state("running", pid=os.getpid())
+        self._write_state("running", pid=os.getpid(), host=provenance.host())
         return found
 
     def _take(self) -> None:
@@ -211,7 +211,7 @@ class RunRecord:
         }
         checkpoints.save(self._root, step, tensors, state, extra, self.cfg.checkpoint.keep)
         self._step = step
-        self._write_state("running", pid=os.getpid())
+        self._write_state("running", pid=os.getpid(), host=provenance.host())
 
     # ------------------------------------------------------------------ end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from grpo_bench.resume import is_complete, read
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
+    from grpo_bench.config import TrackerConfig
     from grpo_bench.preflight import Job, Plan
 
 
@@ -34,7 +36,11 @@ def summarise(plan: Plan, failed: Mapping[Path, str]) -> int:
             cfg = plan.jobs[number].config
             say(f"  {cfg.row} seed={cfg.seed}: {reason}")
     for folder in studies:
-        say(f"table: python -m grpo_bench.table {folder}")
+        tracker = next(job.config.tracker for job in plan.jobs if str(run_dir(job.config).parent) == folder)
+        if tracker.name == "wandb" and not reasons:
+            _show(folder, tracker)
+        else:
+            say(f"table: python -m grpo_bench.table {folder}")
     if reasons:
         count = f"{len(reasons)} of {len(plan.jobs)} jobs"
         print(f"error: {count} are not complete; the same command continues them", file=sys.stderr)
@@ -52,3 +58,16 @@ def _why_not(job: Job, failed: Mapping[Path, str]) -> str | None:
     except UserError as e:
         return str(e)
     return plainly(str(read(folder / "state.json").get("reason") or "not run"))
+
+
+def _show(folder: str, tracker: TrackerConfig) -> None:
+    """The tables of a study whose runs are mirrored, made and sent beside them; the record does not depend on it."""
+    where = [f"project={tracker.project}", f"mode={tracker.mode}"]
+    where += [f"entity={tracker.entity}"] if tracker.entity else []
+    for line in (["grpo_bench.table", folder], ["grpo_bench.publish", folder, *where]):
+        done = subprocess.run([sys.executable, "-m", *line], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            print(f"warning: python -m {' '.join(line)}: {reason}", file=sys.stderr)
+            return
+    say(f"tables in {folder}; {done.stdout.strip()}")

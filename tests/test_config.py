@@ -404,6 +404,7 @@ def test_updates_of_a_run() -> None:
         ["kl_coef=0.040"],
         ["arm=grpo_g8"],  # the same settings under the name of an arm
         ["model.gradient_checkpointing=true"],
+        ["measure_kl=true"],
     ],
 )
 def test_the_hash_leaves_out_what_is_not_identity(same: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+from model_data import make
 from test_cli import FAKE_RUN
 
+from grpo_bench import summary as end_of_sweep
 from grpo_bench.config import run_dir, run_id
 from grpo_bench.ending import kind, plainly, reason_of
 from grpo_bench.preflight import Plan, preflight
+from grpo_bench.provenance import host
 from grpo_bench.study import cli, plan, select, status
 from grpo_bench.study.status import standing_of
 from grpo_bench.types import UserError
@@ -120,6 +124,35 @@ def test_a_record_of_another_machine_runs_as_long_as_it_is_fresh(sweep: Path) ->
     for file in folder.iterdir():
         os.utime(file, (old, old))
     assert standing_of(folder, "x", 0).state == "failed"
+
+
+def test_a_process_id_counts_beside_its_machine(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of a cluster are alike, and their process ids mean nothing to each other."""
+    cfg = planned(sweep).jobs[0].config
+    monkeypatch.setattr(status.psutil.Process, "cmdline", lambda self: ["python", "-m", "grpo_bench", "seed=1"])
+    folder = record(cfg, {"status": "running", "pid": 2**22 + 5, "host": "another"})
+    assert standing_of(folder, "x", 0).state == "running"
+    folder = record(cfg, {"status": "running", "pid": 2**22 + 5, "host": host()})
+    assert standing_of(folder, "x", 0).state == "failed"
+    folder = record(cfg, {"status": "running", "pid": os.getpid(), "host": host()})
+    assert standing_of(folder, "x", 0).state == "running"
+    folder = record(cfg, {"status": "running", "pid": os.getpid(), "host": "another"})
+    old = status.time.time() - 2 * status.NEWS_SECONDS
+    for file in folder.iterdir():
+        os.utime(file, (old, old))
+    assert standing_of(folder, "x", 0).state == "failed"
+
+
+def test_a_second_process_does_not_end_the_record_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    running = {"status": "running", "pid": 1, "step": 3}
+    (tmp_path / "state.json").write_text(json.dumps(running))
+    (tmp_path / "stdout.log").write_text("error: another process (process 1) is writing it; wait for it or stop it\n")
+    with FileLock(tmp_path / "checkpoints" / "lock"):
+        assert "another process" in reason_of(tmp_path, 2, running, 0)
+    assert json.loads((tmp_path / "state.json").read_text()) == running
+    assert "another process" in reason_of(tmp_path, 2, running, 0)
+    assert json.loads((tmp_path / "state.json").read_text())["status"] == "failed"
 
 
 def test_an_extended_budget_is_to_run(sweep: Path) -> None:
@@ -252,6 +285,31 @@ def test_retry_runs_the_failed_ones_and_only_those(sweep: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "none of 6 runs has failed\n"
+
+
+# ------------------------------------------------------------------ the end of a sweep
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_mirrored_study_gets_its_tables_sent(
+    fails: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[list[str]] = []
+
+    def run(line: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        lines.append(line[2:])
+        bad = fails and line[2] == "grpo_bench.publish"
+        return subprocess.CompletedProcess(line, 2 * bad, "3 files sent\n", "error: wandb refuses\n" if bad else "")
+
+    monkeypatch.setattr(end_of_sweep.subprocess, "run", run)
+    tracker = make("tracker.name=wandb", "tracker.project=p", "tracker.mode=offline").tracker
+    end_of_sweep._show("results/x-arithmetic", tracker)
+    assert lines == [
+        ["grpo_bench.table", "results/x-arithmetic"],
+        ["grpo_bench.publish", "results/x-arithmetic", "project=p", "mode=offline"],
+    ]
+    out, err = capsys.readouterr()
+    assert ("3 files sent" in out, "warning: " in err and "wandb refuses" in err) == (not fails, fails)
 
 
 # ------------------------------------------------------------------ why a job ended

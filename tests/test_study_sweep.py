@@ -71,7 +71,7 @@ def test_three_of_twenty_fail_and_only_they_run_again(tmp_path: Path) -> None:
     summary = done.stdout[done.stdout.index("17 of 20 jobs are complete") :].splitlines()
     assert summary[0].endswith("not complete: 1 error, 1 killed, 1 out of memory")
     assert summary[1].startswith("  grpo_g8 seed=3: ")
-    assert summary[1].endswith("RuntimeError: boom")
+    assert "RuntimeError: boom" in summary[1]
     assert summary[2].startswith("  grpo_g8 seed=5: killed by SIGKILL")
     assert summary[3].startswith("  grpo_g8 seed=7: out of memory")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from model_data import batch_of, make, ragged
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
 from grpo_bench.policy import Policy, head, layout
@@ -34,7 +35,9 @@ def near(own: Tensor, exact: Tensor, rounding: float) -> bool:
 
 @needs_tiles
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 257, 300])
-@pytest.mark.parametrize(("columns", "depth"), [(32, 32), (96, 64), (64, 544), (8192 + 64, 32)])
+@pytest.mark.parametrize(
+    ("columns", "depth"), [(32, 32), (96, 64), (64, 544), (48, 16), (5, 33), (1, 1), (8192 + 64, 32)]
+)
 def test_gradient_of_weights_equals_the_formula(rows, columns, depth):
     torch.manual_seed(rows)
     x, grad = torch.randn(rows, depth).bfloat16(), torch.randn(rows, columns).bfloat16()
@@ -104,6 +107,21 @@ def test_gradient_of_log_probs_by_hand(dtype):
     assert probs.tolist() == [[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("targets", [[0, 1, 40], [-1, 0, 0]])
+def test_a_target_that_is_no_word_raises(targets):
+    for on in (True, False):
+        kernels.use(on)
+        with pytest.raises((IndexError, RuntimeError), match=r"target|index"):
+            head.head_logp(torch.randn(3, 8), torch.randn(40, 8), torch.tensor(targets), 1.0)
+
+
+def test_targets_need_not_be_dense():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(500, 40), torch.randint(40, (500, 2))
+    plain = kernels.soften(logits.clone(), targets[:, 0].contiguous(), 1.0)[0]
+    assert torch.equal(kernels.soften(logits, targets[:, 0], 1.0)[0], plain)
+
+
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_a_number_shows(dtype, wrong):
@@ -136,6 +154,16 @@ def test_head_with_and_without(dtype):
             assert (own - plain).abs().max() <= near_enough * plain.abs().max()
 
 
+@needs_tiles
+def test_gradients_that_are_not_dense():
+    """Expanded over tokens or over columns, transposed, or of no tokens at all."""
+    torch.manual_seed(0)
+    x, row = torch.randn(70, 48).bfloat16(), torch.randn(1, 33).bfloat16()
+    for grad in (row.expand(70, 33), row.mT.expand(33, 70).mT, torch.randn(33, 70).bfloat16().mT):
+        assert near(kernels.weight_gradient(grad, x), grad.double().T @ x.double(), 2**-20)
+    assert kernels.weight_gradient(torch.empty(0, 33).bfloat16(), torch.empty(0, 48).bfloat16()).eq(0).all()
+
+
 def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(1)
     plain = nn.Linear(depth, columns, bias=bias)
@@ -144,20 +172,45 @@ def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Lin
     return own, plain
 
 
+@needs_tiles
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_and_its_gradients_are_those_of_autocast(dtype, bias):
     found = []
-    for linear in layer(bias=bias):
+    own, plain = layer(bias=bias)
+    for linear in (own, plain):
         torch.manual_seed(2)
         x = torch.randn(2, 50, 64).to(dtype).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = linear(x)
+        assert (type(y.grad_fn).__name__ == "_LinearBackward") == (linear is not plain)
         (y.float() * torch.randn(2, 50, 96)).sum().backward()
         found.append([y, x.grad, *(p.grad for p in linear.parameters())])
-    for own, plain in zip(*found, strict=True):
-        assert own.dtype == plain.dtype
-        assert (own.double() - plain.double()).abs().max() <= 2**-7 * plain.double().abs().max()
+    for own_tensor, plain_tensor in zip(*found, strict=True):
+        assert own_tensor.dtype == plain_tensor.dtype
+        assert (own_tensor.double() - plain_tensor.double()).abs().max() <= 2**-7 * plain_tensor.double().abs().max()
+    assert all(torch.equal(a, b) for a, b in zip(found[0][:2], found[1][:2], strict=True))
+
+
+@needs_tiles
+def test_no_second_derivative_is_pretended():
+    own, _ = layer(bias=False)
+    x = torch.randn(100, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        grad = torch.autograd.grad(own(x).float().square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@needs_tiles
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_layer_has_the_same_gradient(reentrant):
+    own, _ = layer()
+    x = torch.randn(100, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = torch.autograd.grad(own(x).float().square().sum(), own.weight)[0]
+        checkpoint(own, x, use_reentrant=reentrant).float().square().sum().backward()
+    assert torch.equal(own.weight.grad, plain)
 
 
 @needs_tiles
@@ -187,7 +240,7 @@ def test_gradients_add_up_over_micro_batches():
 
 
 def test_a_policy_in_bfloat16_trains_through_it():
-    """Log-probs and gradients are those of the plain forms up to bfloat16's rounding, for a critic's trunk too."""
+    """Log-probs and gradients are those of the plain forms up to bfloat16's rounding."""
     cfg = make("model.tiny.hidden_size=64", "model.tiny.intermediate_size=96", "model.dtype=bfloat16").model
     policy = Policy(load_model(cfg, torch.device("cpu")), torch.bfloat16)
     assert any(isinstance(m, TrainedLinear) for m in policy.modules())

@@ -236,5 +236,6 @@ def test_math_verify_reads_gold_answers(shared_data: Path) -> None:
 def test_math_verify_reads_every_gold_answer(shared_data: Path) -> None:
     with Verifier(workers=1) as verifier:
         everything = golds(shared_data)
-        verdicts = verifier._verdicts("expression", [(gold, gold) for _, gold in everything], {})
+        asked = [verifier.ask("expression", gold, gold) for _, gold in everything]
+        verdicts = [one.result() for one in asked]
     assert {place for (place, _), verdict in zip(everything, verdicts, strict=True) if not verdict.equal} == UNPARSED

@@ -1,4 +1,4 @@
-"""Own CPU code for sampling: all between the matrix products, and products of few rows with packed weights.
+"""Own CPU code for sampling and training: what stands between the matrix products, and some of these products.
 
 On a processor one token of each row costs dozens of tensor operations per layer, of which few are products: dispatching
 them and passing over memory again and again took most of the time. ``kernels.c`` does each in one pass;
@@ -36,7 +36,10 @@ def _library() -> ctypes.CDLL | None:
     try:
         library, _name = build.load()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"sampling goes through torch, more slowly: kernels could not be compiled ({error})", file=sys.stderr)
+        print(
+            f"sampling and training go through torch, more slowly: kernels could not be compiled ({error})",
+            file=sys.stderr,
+        )
         return None
     i, f, p, c = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_int
     for name in NAMES.values():
@@ -177,21 +180,27 @@ def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor,
     """(n,V) logits, dense, become probabilities at ``temperature``, in place -> (n,) log-probs of ``targets`` and
     entropies, fp32. Rows with a NaN or an infinite largest logit become NaN."""
     rows, words = logits.shape
+    targets = targets.to(torch.long).contiguous()
+    if rows and not 0 <= int(targets.min()) <= int(targets.max()) < words:
+        raise IndexError(f"a target of {int(targets.min())} to {int(targets.max())} is not one of {words} words")
     logps, entropies = torch.empty(rows), torch.empty(rows)
     threads = _threads(logits.numel())
     scratch = torch.empty(threads, words)
     getattr(_library(), f"soften_{NAMES[logits.dtype]}")(
-        logits.data_ptr(), rows, words, targets.contiguous().data_ptr(), temperature, logps.data_ptr(),
+        logits.data_ptr(), rows, words, targets.data_ptr(), temperature, logps.data_ptr(),
         entropies.data_ptr(), scratch.data_ptr(), threads,
     )  # fmt: skip
     return logps, entropies
 
 
 def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
-    """(n,V) probabilities, dense, become ``scales`` (n,) times (1 at the target - p), in place."""
-    scales = scales.float().contiguous()
+    """(n,V) probabilities, dense, become ``scales`` (n,) times (1 at the target - p), in place.
+
+    ``targets`` are those that ``soften`` took.
+    """
+    scales, targets = scales.float().contiguous(), targets.to(torch.long).contiguous()
     getattr(_library(), f"logp_gradient_{NAMES[probs.dtype]}")(
-        probs.data_ptr(), *probs.shape, targets.contiguous().data_ptr(), scales.data_ptr(), _threads(probs.numel())
+        probs.data_ptr(), *probs.shape, targets.data_ptr(), scales.data_ptr(), _threads(probs.numel())
     )
 
 
@@ -202,24 +211,23 @@ def _has_weight_gradient() -> bool:
 
 def trains(weight: Tensor) -> bool:
     """Whether the gradient of these (m,k) fp32 weights of a layer that computes in bfloat16 is made here."""
-    whole = weight.dim() == 2 and not any(size % TILES for size in weight.shape)
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return _allowed and whole and on_cpu and _has_weight_gradient()
+    return _allowed and on_cpu and weight.dim() == 2 and _has_weight_gradient()
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """(n,m) and (n,k) bfloat16 -> (m,k) fp32: gradᵀ·x, summed in fp32; m and k are multiples of 32."""
+    """(n,m) and (n,k) bfloat16 -> (m,k) fp32: gradᵀ·x, summed in fp32."""
     grad, x = _dense_last(grad), x.contiguous()
     (rows, columns), depth = grad.shape, x.shape[1]
     out = torch.empty(columns, depth, dtype=torch.float32)
     library: Any = _library()
-    some = min(columns, COLUMNS)
+    some = max(min(columns, COLUMNS), 1)
     scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
     aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
     for first in range(0, columns, some):  # of a vocabulary: its panels would take as much memory as its logits
         part = out[first : first + some]
         library.weight_gradient(
             grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part), depth,
-            _threads(len(part) * depth),
+            _threads(rows * len(part) * depth),
         )  # fmt: skip
     return out

@@ -1,7 +1,7 @@
 /* What sampling does between the matrix products, for one token of each row: attention over a shared prompt and a row's
- * own tokens, root-mean-square norms, and the choice of a token; and training's softmax over the vocabulary. One pass over memory each, where tensor operations
- * make dozens. Sums are in fp32 (of probabilities: in double), whatever is stored; work is split by rows, so the number
- * of threads changes nothing in a result. */
+ * own tokens, root-mean-square norms, and the choice of a token; and training's softmax over the vocabulary. One pass
+ * over memory each, where tensor operations make dozens. Sums are in fp32 (of probabilities: in double), whatever is
+ * stored; work is split by rows, so the number of threads changes nothing in a result. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* Included once per type of element, as typed.h is: the softmax over the vocabulary in training, and its gradient, each in
- * one pass over the logits, which do not fit into a processor's cache. */
+ * one pass over memory: a row of logits stays in a processor's cache meanwhile, all of them do not. */
 
 /* Row by row, in place: logits x (rows, words) become probabilities at ``temperature``; also the log-probs of ``targets``
  * and the entropies. A row with a logit that is not a number, or with an infinite largest one, becomes NaN as a whole.

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #include <immintrin.h>
 
 enum { SIDE = 32, HALF = 16, PANEL = SIDE * SIDE, GROUP = 8 }; /* GROUP: blocks of rows that one pass over columns serves */
@@ -22,10 +22,12 @@ struct __attribute__((packed)) config {
 
 static inline int64_t blocks(int64_t x) { return (x + SIDE - 1) / SIDE; }
 
-/* 32 elements of a row of tokens, or zeros where there are no more tokens */
-static inline __m512i row_of(const uint16_t *x, int64_t stride, int64_t rows, int64_t i) {
-  return i < rows ? _mm512_loadu_si512(x + i * stride) : _mm512_setzero_si512();
+/* 32 elements of a token, zeros for tokens and elements that are not there */
+static inline __m512i row_of(const uint16_t *x, int64_t stride, int64_t rows, __mmask32 there, int64_t i) {
+  return i < rows ? _mm512_maskz_loadu_epi16(there, x + i * stride) : _mm512_setzero_si512();
 }
+
+static inline __mmask32 mask(int64_t count) { return count < SIDE ? ((__mmask32)1 << count) - 1 : ~(__mmask32)0; }
 
 /* 16 x 16 words, in place: rows become columns */
 static inline __attribute__((always_inline)) void turn(__m512i *r) {
@@ -61,11 +63,12 @@ static inline __attribute__((always_inline)) void pairs(__m512i a, __m512i b, __
   *second = _mm512_permutex2var_epi16(a, high, b);
 }
 
-/* ``rows`` tokens of 32 elements -> 32 rows that are 32 tokens deep (two tiles: elements 0-15, 16-31). */
-static inline void left_panel(const uint16_t *x, int64_t stride, int64_t rows, uint16_t *to) {
+/* ``rows`` tokens of up to 32 elements -> 32 rows that are 32 tokens deep (two tiles: elements 0-15, 16-31). */
+static inline void left_panel(const uint16_t *x, int64_t stride, int64_t rows, int64_t count, uint16_t *to) {
+  const __mmask32 there = mask(count);
   __m512i one[16], two[16];
   for (int i = 0; i < 16; i++)
-    pairs(row_of(x, stride, rows, 2 * i), row_of(x, stride, rows, 2 * i + 1), one + i, two + i);
+    pairs(row_of(x, stride, rows, there, 2 * i), row_of(x, stride, rows, there, 2 * i + 1), one + i, two + i);
   turn(one);
   turn(two);
   for (int i = 0; i < 16; i++) {
@@ -74,19 +77,20 @@ static inline void left_panel(const uint16_t *x, int64_t stride, int64_t rows, u
   }
 }
 
-/* ``rows`` tokens of 32 elements -> 16 pairs of tokens by 16 elements (two tiles: elements 0-15, 16-31). */
-static inline void right_panel(const uint16_t *x, int64_t stride, int64_t rows, uint16_t *to) {
+/* ``rows`` tokens of up to 32 elements -> 16 pairs of tokens by 16 elements (two tiles: elements 0-15, 16-31). */
+static inline void right_panel(const uint16_t *x, int64_t stride, int64_t rows, int64_t count, uint16_t *to) {
+  const __mmask32 there = mask(count);
   for (int i = 0; i < 16; i++) {
-    __m512i first, second;
-    pairs(row_of(x, stride, rows, 2 * i), row_of(x, stride, rows, 2 * i + 1), &first, &second);
-    _mm512_store_si512(to + i * SIDE, first);
-    _mm512_store_si512(to + (HALF + i) * SIDE, second);
+    __m512i low, high;
+    pairs(row_of(x, stride, rows, there, 2 * i), row_of(x, stride, rows, there, 2 * i + 1), &low, &high);
+    _mm512_store_si512(to + i * SIDE, low);
+    _mm512_store_si512(to + (HALF + i) * SIDE, high);
   }
 }
 
-/* One block of 32 rows by 32 columns, ``deep`` panels, to fp32 rows that are ``width`` long. */
+/* One block of ``tall`` rows by ``wide`` columns, up to 32 each, ``deep`` panels, to fp32 rows that are ``width`` long. */
 static inline __attribute__((always_inline)) void block(const uint16_t *a, const uint16_t *b, int64_t deep, float *to,
-                                                        int64_t width) {
+                                                        int64_t width, int64_t tall, int64_t wide) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -102,33 +106,43 @@ static inline __attribute__((always_inline)) void block(const uint16_t *a, const
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, to, width * 4);
-  _tile_stored(1, to + HALF, width * 4);
-  _tile_stored(2, to + HALF * width, width * 4);
-  _tile_stored(3, to + HALF * width + HALF, width * 4);
+  float sums[SIDE * SIDE] __attribute__((aligned(64)));
+  const int whole = tall >= SIDE && wide >= SIDE;
+  float *out = whole ? to : sums;
+  const int64_t step = whole ? width : SIDE;
+  _tile_stored(0, out, step * 4);
+  _tile_stored(1, out + HALF, step * 4);
+  _tile_stored(2, out + HALF * step, step * 4);
+  _tile_stored(3, out + HALF * step + HALF, step * 4);
+  if (whole) return;
+  MEMORY(sums);
+  for (int64_t r = 0; r < tall && r < SIDE; r++)
+    memcpy(to + r * width, sums + r * SIDE, (size_t)(wide < SIDE ? wide : SIDE) * 4);
 }
 
-/* Elements of bfloat16 that the panels take; 0 where the processor has no tiles. */
+/* Elements of bfloat16 that the panels take; 0 where this was compiled without tiles. */
 int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth) {
-  return blocks(rows) * (columns / SIDE + depth / SIDE) * PANEL;
+  return blocks(rows) * (blocks(columns) + blocks(depth)) * PANEL;
 }
 
 /* dy (rows, columns) bfloat16, ``stride`` from row to row, and x (rows, depth), dense -> dw (columns, depth) fp32, dense:
- * dy^T x. columns and depth are multiples of 32; scratch is aligned to 64 bytes. */
+ * dy^T x. scratch is aligned to 64 bytes. */
 void weight_gradient(const uint16_t *dy, int64_t stride, const uint16_t *x, float *dw, uint16_t *scratch, int64_t rows,
                      int64_t columns, int64_t depth, int threads) {
-  const int64_t deep = blocks(rows), high = columns / SIDE, across = depth / SIDE, groups = (high + GROUP - 1) / GROUP;
+  const int64_t deep = blocks(rows), high = blocks(columns), across = blocks(depth), groups = (high + GROUP - 1) / GROUP;
   uint16_t *right = scratch, *left = scratch + across * deep * PANEL;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static) nowait
     for (int64_t k = 0; k < deep; k++)
       for (int64_t c = 0; c < across; c++)
-        right_panel(x + k * SIDE * depth + c * SIDE, depth, rows - k * SIDE, right + (c * deep + k) * PANEL);
+        right_panel(x + k * SIDE * depth + c * SIDE, depth, rows - k * SIDE, depth - c * SIDE,
+                    right + (c * deep + k) * PANEL);
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < deep; k++)
       for (int64_t r = 0; r < high; r++)
-        left_panel(dy + k * SIDE * stride + r * SIDE, stride, rows - k * SIDE, left + (r * deep + k) * PANEL);
+        left_panel(dy + k * SIDE * stride + r * SIDE, stride, rows - k * SIDE, columns - r * SIDE,
+                   left + (r * deep + k) * PANEL);
     struct config before, own = {.palette = 1};
     for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = HALF;
     _tile_storeconfig(&before); /* another library may count on what it set */
@@ -137,9 +151,10 @@ void weight_gradient(const uint16_t *dy, int64_t stride, const uint16_t *x, floa
     _tile_loadconfig(&own);
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < groups * across; item++) { /* a group's panels stay in a core's cache meanwhile */
-      const int64_t c = item % across, first = item / across * GROUP;
-      for (int64_t r = first; r < first + GROUP && r < high; r++)
-        block(left + r * deep * PANEL, right + c * deep * PANEL, deep, dw + r * SIDE * depth + c * SIDE, depth);
+      const int64_t c = item % across, start = item / across * GROUP;
+      for (int64_t r = start; r < start + GROUP && r < high; r++)
+        block(left + r * deep * PANEL, right + c * deep * PANEL, deep, dw + r * SIDE * depth + c * SIDE, depth,
+              columns - r * SIDE, depth - c * SIDE);
     }
     MEMORY(&before);
     if (before.palette) _tile_loadconfig(&before);

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
 
@@ -91,6 +92,7 @@ class _HeadLogp(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """d logp / d logits = (1 at the target − p) / temperature."""
         hidden, weight, targets = ctx.saved_tensors

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from grpo_bench import kernels
@@ -31,6 +32,7 @@ class _Linear(torch.autograd.Function):
             return F.linear(x, low, None if bias is None else bias.to(torch.bfloat16))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, low = ctx.saved_tensors
         grad = grads[0].to(torch.bfloat16)
@@ -54,7 +56,14 @@ class TrainedLinear(nn.Linear):
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         trained = torch.is_grad_enabled() and self.weight.requires_grad
         many = input.numel() >= FEW_TOKENS * self.in_features
-        return low and trained and many and input.device.type == "cpu" and kernels.trains(self.weight)
+        return (
+            low
+            and trained
+            and many
+            and input.dtype in kernels.NAMES
+            and input.device.type == "cpu"
+            and kernels.trains(self.weight)
+        )
 
 
 def install(model: PreTrainedModel) -> int:

@@ -16,6 +16,8 @@ import yaml
 
 from grpo_bench.ending import plainly
 from grpo_bench.jobs import duration, progress
+from grpo_bench.needs import same_machine
+from grpo_bench.provenance import host
 from grpo_bench.resume import read
 
 State = Literal["complete", "diverged", "running", "failed", "to run"]
@@ -52,7 +54,7 @@ def standing_of(directory: Path, row: str, seed: int, amount: float | None = Non
         return Standing(directory, row, seed, "complete", seconds=seconds)
     step = state.get("step") or None
     if said == "running":
-        if alive(directory, state.get("pid")):
+        if alive(directory, state):
             unit, total = _budget(directory)
             now = progress(directory, unit, total)
             return Standing(directory, row, seed, "running", now.line, step, left=now.left)
@@ -63,19 +65,19 @@ def standing_of(directory: Path, row: str, seed: int, amount: float | None = Non
     return Standing(directory, row, seed, "to run")
 
 
-def alive(directory: Path, pid: Any) -> bool:
-    """Whether a record that says "running" is: its process lives here, or, on another machine, writes."""
+def alive(directory: Path, state: dict[str, Any]) -> bool:
+    """Whether a record whose ``state`` says "running" is: its process lives here, or, on another machine, writes."""
     try:
-        words = " ".join(psutil.Process(int(pid)).cmdline())
-        if "grpo_bench" in words and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
-            return True
-    except (psutil.Error, TypeError, ValueError):
-        pass
-    host = read(directory / "provenance.json").get("attempts") or [{}]
-    from grpo_bench.needs import same_machine
-
-    if same_machine(host[-1]):
-        return False
+        process = psutil.Process(int(state["pid"]))
+        ours = "grpo_bench" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        ours = False
+    if state.get("host") == host():
+        return ours
+    if "host" not in state:  # an old record: by what the machine is like
+        attempts = read(directory / "provenance.json").get("attempts") or [{}]
+        if ours or same_machine(attempts[-1]):
+            return ours
     files = (directory / name for name in ("state.json", "metrics.jsonl", "eval.jsonl", "stdout.log"))
     news = max((os.path.getmtime(file) for file in files if file.is_file()), default=0.0)
     return time.time() - news < NEWS_SECONDS

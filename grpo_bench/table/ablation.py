@@ -14,7 +14,7 @@ from grpo_bench.table.measures import Reading
 # names, places and how work was split: no settings of the method
 IGNORED = (
     "arm", "row", "seed", "study", "experiment", "tracker", "results", "threads", "parallel", "device", "isolate",
-    "resume", "checkpoint", "export", "micro_batch_tokens", "config_version", "grad_noise_every",
+    "resume", "checkpoint", "export", "micro_batch_tokens", "config_version", "grad_noise_every", "measure_kl",
 )  # fmt: skip
 RATES = ("lr", "critic_lr")  # tuned per row: they may differ in a block of another knob, which a note says
 MOST = 4  # knobs; a study that turns more at once has no blocks

@@ -70,7 +70,8 @@ def zero_signal_shares(c: Comparison, reading: Reading) -> str:
             cells.append(f"G = {g}: {100 * i.estimate:.1f}{bounds} %")
     if not cells:
         return "not tested here"
-    return f"groups without signal, mean over steps [95 %]: {', '.join(cells)}"
+    beside = sibling_outcomes(c, "group_size", ("zero_signal_falls",))
+    return f"groups without signal, mean over steps [95 %]: {', '.join(cells)}; {beside}"
 
 
 def sensitivity(c: Comparison) -> str:

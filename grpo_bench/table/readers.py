@@ -66,6 +66,17 @@ def last(key: str) -> Reader:
     return lambda _, run: next((v for row in reversed(run.metrics) if (v := number(row.get(key))) is not None), None)
 
 
+def end(key: str) -> Reader:
+    """Mean over the last fifth of the steps: one step is noisy."""
+
+    def read(_: Reading, run: Run) -> float | None:
+        values = [v for row in run.metrics if (v := number(row.get(key))) is not None]
+        part = values[-max(len(values) // 5, 1) :]
+        return sum(part) / len(part) if part else None
+
+    return read
+
+
 def largest(key: str) -> Reader:
     return lambda _, run: max((v for row in run.metrics if (v := number(row.get(key))) is not None), default=None)
 
