@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +15,7 @@ from grpo_bench.figures.curves import curves
 from grpo_bench.figures.knobs import group_size, kl
 from grpo_bench.figures.small_multiples import MANY, small_multiples
 from grpo_bench.figures.style import COLOURS, DASHES, FAINT, INK, STYLE, blank, save
+from grpo_bench.resources import cores
 from grpo_bench.series.curves import ACCURACY, AXES, PANELS, learning_curves
 from grpo_bench.series.knobs import group_sizes, kl_frontier
 from grpo_bench.series.pass_at_k import pass_curves
@@ -42,4 +45,25 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
         made["pass_at_k"] = pass_at_k(pass_curves(arms, comparison.references), name)
         made["group_size"] = group_size(group_sizes(arms), name)
         made["kl"] = kl(kl_frontier(arms), name)
-        return [path for stem, figure in made.items() if figure is not None for path in save(figure, folder / stem)]
+        drawn = {folder / stem: figure for stem, figure in made.items() if figure is not None}
+        return [path for paths in _saved(drawn) for path in paths]
+
+
+_FIGURES: dict[Path, Figure] = {}  # that forked processes find
+
+
+def _saved(drawn: dict[Path, Figure]) -> list[list[Path]]:
+    """Each figure's files; rendering is most of a table's time, so it is shared out over the cores."""
+    workers = min(cores(), len(drawn))
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods() or "torch" in sys.modules:
+        return [save(figure, stem) for stem, figure in drawn.items()]
+    _FIGURES.update(drawn)
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            return pool.map(_save, drawn, chunksize=1)
+    finally:
+        _FIGURES.clear()
+
+
+def _save(stem: Path) -> list[Path]:
+    return save(_FIGURES[stem], stem)
