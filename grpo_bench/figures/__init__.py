@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -32,38 +34,39 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     ``pass_at_k``, and ``group_size`` and ``kl`` in a study of such a knob. What was not recorded is not drawn.
     """
     arms, name = comparison.arms, comparison.study.name
-    made: dict[str, Figure | None] = {}
+    many = len(arms) > MANY
+    found = learning_curves(arms, (ACCURACY,) if many else PANELS)
+    line = small_multiples if many else curves
+    make: dict[str, Callable[[], Figure | None]] = {
+        **{f"curves_{axis}": partial(line, found, axis, name) for axis in AXES},
+        "accuracy": partial(accuracies, comparison),
+        "differences": partial(differences, comparison),
+        "cost": lambda: accuracy_against_cost(spent(arms), name),
+        "phases": lambda: phases(phase_seconds(arms), name),
+        "pass_at_k": lambda: pass_at_k(pass_curves(arms, comparison.references), name),
+        "group_size": lambda: group_size(group_sizes(arms), name),
+        "kl": lambda: kl(kl_frontier(arms), name),
+    }
     with mpl.rc_context(STYLE):
-        many = len(arms) > MANY
-        found = learning_curves(arms, (ACCURACY,) if many else PANELS)
-        for axis in AXES:
-            made[f"curves_{axis}"] = small_multiples(found, axis, name) if many else curves(found, axis, name)
-        made["accuracy"] = accuracies(comparison)
-        made["differences"] = differences(comparison)
-        made["cost"] = accuracy_against_cost(spent(arms), name)
-        made["phases"] = phases(phase_seconds(arms), name)
-        made["pass_at_k"] = pass_at_k(pass_curves(arms, comparison.references), name)
-        made["group_size"] = group_size(group_sizes(arms), name)
-        made["kl"] = kl(kl_frontier(arms), name)
-        drawn = {folder / stem: figure for stem, figure in made.items() if figure is not None}
-        return [path for paths in _saved(drawn) for path in paths]
+        return [path for paths in _drawn({folder / stem: one for stem, one in make.items()}) for path in paths]
 
 
-_FIGURES: dict[Path, Figure] = {}  # that forked processes find
+_MAKE: dict[Path, Callable[[], Figure | None]] = {}  # that forked processes find
 
 
-def _saved(drawn: dict[Path, Figure]) -> list[list[Path]]:
-    """Each figure's files; rendering is most of a table's time, so it is shared out over the cores."""
-    workers = min(cores(), len(drawn))
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods() or "torch" in sys.modules:
-        return [save(figure, stem) for stem, figure in drawn.items()]
-    _FIGURES.update(drawn)
+def _drawn(make: dict[Path, Callable[[], Figure | None]]) -> list[list[Path]]:
+    """The files of each figure; drawing is most of a table's time, so it is shared out over the cores."""
+    workers = min(cores(), len(make))
+    _MAKE.update(make)
     try:
+        if workers < 2 or "fork" not in multiprocessing.get_all_start_methods() or "torch" in sys.modules:
+            return [_draw(stem) for stem in make]  # a process with threads of its own must not be forked
         with multiprocessing.get_context("fork").Pool(workers) as pool:
-            return pool.map(_save, drawn, chunksize=1)
+            return pool.map(_draw, make, chunksize=1)
     finally:
-        _FIGURES.clear()
+        _MAKE.clear()
 
 
-def _save(stem: Path) -> list[Path]:
-    return save(_FIGURES[stem], stem)
+def _draw(stem: Path) -> list[Path]:
+    figure = _MAKE[stem]()
+    return [] if figure is None else save(figure, stem)

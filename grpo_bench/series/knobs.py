@@ -26,6 +26,8 @@ _NAMES = (
     "threads",
     "parallel",
     "micro_batch_tokens",
+    "grad_noise_every",
+    "measure_kl",
 )
 # what must move with a group's size (whole groups per step and minibatch) or is tuned for it
 _WITH_GROUPS = ("group_size", "samples_per_step", "prompts_per_step", "minibatches", "budget", "lr", "critic_lr")

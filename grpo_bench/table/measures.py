@@ -156,8 +156,9 @@ MEASURES: dict[str, Measure] = {
                                  definition="updates until then"),
     "seconds_to_target": Measure("seconds to the target", "s", "lower", to_target("seconds"), "cost",
                                  definition="seconds of training until then, evaluations left out"),
-    "gain_first_third": Measure("gain made in the first third", "fraction", None, first_third,
-                                definition="share of the dev gain that is there after a third of the samples"),
+    "gain_first_third": Measure("gain made in the first third", "fraction", None, first_third, "training", False, _zero,
+                                "share of the dev gain that is there after a third of the samples; of the model "
+                                "before RL none"),
     # how far the policy moved
     "kl_final": Measure("KL to the reference, end", "nats/token", None, end("kl/ref_k3_token"),
                         definition="k3 per token, mean over the last fifth of the steps"),
