@@ -8,7 +8,8 @@ import pytest
 import torch
 from model_data import ARCHITECTURES, make, network
 
-from grpo_bench.policy import Policy
+from grpo_bench.config import LoraConfig
+from grpo_bench.policy import Policy, make_models
 from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.native import NativeEngine
@@ -209,6 +210,34 @@ def test_the_copy_gives_what_a_model_loaded_in_low_precision_gives() -> None:
     with torch.no_grad():
         ours = SamplingCopy(policy, torch.bfloat16).policy.model(input_ids=ids).logits
         torch.testing.assert_close(ours, loaded(input_ids=ids).logits, atol=0.02, rtol=2**-7)
+
+
+def test_adapters_are_sampled_with_in_low_precision() -> None:
+    """Log-probs of the samples are those of the trained adapters, to bfloat16, and not of the model below them."""
+    cfg = make().model.model_copy(update={"lora": LoraConfig(r=4, alpha=8.0, targets=None)})
+    net = network("llama", vocab=VOCAB, double=False)
+    policy, tok = make_models(net, cfg, torch.float32, critic=False, reference=False).policy, tokenizer()
+    below = Policy(network("llama", vocab=VOCAB, double=False), torch.float32)
+    engine = NativeEngine(5, torch.bfloat16)
+    engine.generate(policy, tok, PROMPTS, 2, SAMPLED, NOISE)  # its copy must not be what the next one samples from
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.2)
+    out = engine.generate(policy, tok, PROMPTS, 4, SAMPLED, NOISE)
+    assert out.logps is not None
+
+    def logps(of: Policy, row: int) -> torch.Tensor:
+        prompt, ids = PROMPTS[row // 4], out.completion_ids[row]
+        with torch.no_grad():
+            logits = of.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        return torch.log_softmax(logits / 0.8, dim=-1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
+
+    rows = [row for row, ids in enumerate(out.completion_ids) if ids]
+    ours = torch.cat([torch.tensor(out.logps[row]) for row in rows])
+    wanted, other = (torch.cat([logps(of, row) for row in rows]) for of in (policy, below))
+    assert (ours - wanted).square().mean() < 0.01 * (other - wanted).square().mean()
 
 
 def test_no_copy_where_nothing_is_lower() -> None:
