@@ -29,6 +29,9 @@ NAMES = {
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr."""
     words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        print(f"usage: {USAGE}")
+        return 0
     try:
         if len(words) != 1 or words[0].startswith("-"):
             raise UserError(f"one folder of measurements is needed; usage: {USAGE}")

@@ -195,6 +195,9 @@ _SIZE = (
 )
 
 
+USAGE = "usage: python -m grpo_bench.stats.coverage [into=FOLDER] [studies=N], N at least 2"
+
+
 def _holds(interval: Interval, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
@@ -210,11 +213,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr for bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in words):
+        print(USAGE)
+        return 0
     try:
-        given = dict(word.partition("=")[::2] for word in (sys.argv[1:] if argv is None else argv))
+        given = dict(word.partition("=")[::2] for word in words)
         folder, studies = Path(given.pop("into", "results/coverage")), given.pop("studies", "4000")
         if given or not studies.isdecimal() or int(studies) < 2:
-            raise UserError("usage: python -m grpo_bench.stats.coverage [into=FOLDER] [studies=N], N at least 2")
+            raise UserError(USAGE)
         found = measure(int(studies))
         text = page(found)
         with disk_errors(folder):

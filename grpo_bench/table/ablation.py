@@ -46,7 +46,11 @@ def ablation_sheet(c: Comparison) -> Sheet | None:
             if knob != rate and len({r for r in rates.values() if r is not None}) > 1:
                 said = ", ".join(f"{label} {value}" for label, value in rates.items())
                 notes.append(f"Within {knob} the tuned {rate} differs: {said}.")
-    notes.insert(0, "Rows of a block differ in that setting alone. Means over steps and seeds; tokens: greedy answers.")
+    notes.insert(
+        0,
+        "Rows of a block differ in that setting alone. Means over seeds. KL and entropy: at the last step; groups, clip "
+        "and gradient norm: over all steps; tokens: greedy answers on the test.",
+    )
     return Sheet("ablation", "One knob at a time", header, rows, notes)
 
 
