@@ -48,8 +48,8 @@ def ablation_sheet(c: Comparison) -> Sheet | None:
                 notes.append(f"Within {knob} the tuned {rate} differs: {said}.")
     notes.insert(
         0,
-        "Rows of a block differ in that setting alone. Means over seeds. KL and entropy: at the last step; groups, clip "
-        "and gradient norm: over all steps; tokens: greedy answers on the test.",
+        "Rows of a block differ in that setting alone. Means over seeds. KL and entropy: at the last step; groups, "
+        "clip and gradient norm: over all steps; tokens: greedy answers on the test.",
     )
     return Sheet("ablation", "One knob at a time", header, rows, notes)
 
