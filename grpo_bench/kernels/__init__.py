@@ -48,6 +48,12 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
         getattr(library, f"soften_{name}").argtypes = [p, i, i, p, f, p, p, p, c]
         getattr(library, f"logp_gradient_{name}").argtypes = [p, i, i, p, p, c]
+        getattr(library, f"rotate_{name}").argtypes = [p, i, i, p, p, p, i, i, i, i, i, c, c]
+        getattr(library, f"gate_{name}").argtypes = [p, p, p, i, c]
+        getattr(library, f"gate_gradient_{name}").argtypes = [p, p, p, p, p, i, c]
+    for names in ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16"):
+        getattr(library, f"normed_{names}").argtypes = [p, p, p, i, i, f, f, c]
+        getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i

@@ -1,6 +1,6 @@
 /* What sampling does between the matrix products, for one token of each row: attention over a shared prompt and a row's
- * own tokens, root-mean-square norms, and the choice of a token; and training's softmax over the vocabulary. One pass
- * over memory each, where tensor operations make dozens. Sums are in fp32 (of probabilities: in double), whatever is
+ * own tokens, root-mean-square norms, and the choice of a token; and what training does there: the softmax over the
+ * vocabulary, norms, rotary embeddings and gates, forward and backward. One pass over memory each, where tensor operations make dozens. Sums are in fp32 (of probabilities: in double), whatever is
  * stored; work is split by rows, so the number of threads changes nothing in a result. */
 #include <math.h>
 #include <stdint.h>
@@ -32,6 +32,11 @@ static inline float exponential(float x) {
   p = p * r * r + r + 1.0f;
   const float y = p * bits((uint32_t)((int32_t)n + 127) << 23);
   return x > -87.0f ? y : 0.0f;
+}
+
+static inline float sigmoid(float x) { /* exp(87) is as good as infinite here */
+  const float low = x > -87.0f ? x : -87.0f;
+  return 1.0f / (1.0f + exponential(-low));
 }
 
 /* Vectors by the compiler's extension: on processors without ones of 16 floats it makes several of them. */
@@ -95,7 +100,8 @@ static inline uint16_t to_bfloat16(float f) { /* to nearest, ties to even; a NaN
   return f == f ? (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (uint16_t)0x7fc0u;
 }
 
-enum { BLOCK = 256 }; /* words summed in fp32 before they are summed in double */
+enum { BLOCK = 256 };  /* words summed in fp32 before they are summed in double */
+enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on its own */
 
 #define T float
 #define LOAD same
@@ -105,6 +111,7 @@ enum { BLOCK = 256 }; /* words summed in fp32 before they are summed in double *
 #define NAME(x) x##_float32
 #include "typed.h"
 #include "softmax.h"
+#include "elementwise.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -120,6 +127,35 @@ enum { BLOCK = 256 }; /* words summed in fp32 before they are summed in double *
 #define NAME(x) x##_bfloat16
 #include "typed.h"
 #include "softmax.h"
+#include "elementwise.h"
+#undef NAME
+
+#define X float
+#define LOADX same
+#define STOREX same
+#define Y float
+#define LOADY same
+#define STOREY same
+#define NAME(x) x##_float32_float32
+#include "norms.h"
+#undef Y
+#undef LOADY
+#undef STOREY
+#undef NAME
+#define Y uint16_t
+#define LOADY from_bfloat16
+#define STOREY to_bfloat16
+#define NAME(x) x##_float32_bfloat16
+#include "norms.h"
+#undef X
+#undef LOADX
+#undef STOREX
+#undef NAME
+#define X uint16_t
+#define LOADX from_bfloat16
+#define STOREX to_bfloat16
+#define NAME(x) x##_bfloat16_bfloat16
+#include "norms.h"
 
 static double below(double x) { return nextafter(x, 0.0); }
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grpo_bench.policy import linear, norms
+from grpo_bench.policy import gates, linear, norms, rotary
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
@@ -37,6 +37,8 @@ class Policy(nn.Module):
         self.dtype = dtype
         norms.install(model)
         linear.install(model)
+        gates.install(model)
+        rotary.install(model)
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
         if like is not None:
             self.take_ways_of(like)

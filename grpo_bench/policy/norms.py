@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
+from grpo_bench.kernels import layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +42,23 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.view(x.shape).to(x.dtype), grad_weight, None, None
 
 
+class _KernelNorm(torch.autograd.Function):
+    """The same in one pass forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.shift = eps, shift
+        return layers.normed(x, weight, eps, shift, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight = layers.norm_gradient(x, weight, grads[0], ctx.eps, ctx.shift)
+        return of_x, of_weight if ctx.needs_input_grad[1] else None, None, None, None
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tensor:
     """(...,h) -> (...,h) with weights shift + ``weight``, in autocast's precision where it is on, else in ``x``'s."""
     device = x.device.type
@@ -48,11 +67,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
             return kernels.rms_norm(x, weight.to(x.dtype), eps, shift)
         if not shift:
             return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    y: Tensor
+    if kernels.take(x) and weight.dtype == torch.float32 and layers.norms(x.dtype, out):
+        y = _KernelNorm.apply(x, weight, eps, shift, out)
+        return y
     if shift:  # in fp32: 1 + w in bfloat16 would lose most of w
         weight = shift + (weight if weight.dtype == torch.float64 else weight.float())
-    out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        y: Tensor = _RMSNorm.apply(x, weight, eps, out)
+        y = _RMSNorm.apply(x, weight, eps, out)
     return y
 
 

@@ -1,0 +1,60 @@
+/* Included once per type of element, as typed.h is: what stands between a layer's products and looks at one token at a
+ * time, forward and backward. In fp32 whatever is stored, rounded once at the end. */
+
+/* Rotary embedding (arXiv 2104.09864, eq. 34, in halves): out_i = x_i cos_i - x_(i+d/2) sin_i for the first half,
+ * x_i cos_i + x_(i-d/2) sin_i for the second. x and out (heads,rows,d) by strides, last dimension dense; cos and sin
+ * (rows,d), dense. ``back``: the transposed map, which takes the gradient of out to that of x. */
+void NAME(rotate)(const T *x, int64_t x_head, int64_t x_row, const float *cosines, const float *sines, T *out,
+                  int64_t out_head, int64_t out_row, int64_t heads, int64_t rows, int64_t d, int back, int threads) {
+  const int64_t half = d / 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t row = 0; row < rows; row++) {
+    const float *c = cosines + row * d, *s = sines + row * d;
+    for (int64_t head = 0; head < heads; head++) {
+      const T *in = x + head * x_head + row * x_row;
+      T *to = out + head * out_head + row * out_row;
+      if (back) {
+#pragma omp simd
+        for (int64_t i = 0; i < half; i++) {
+          const float a = LOAD(in[i]), b = LOAD(in[i + half]);
+          to[i] = STORE(a * c[i] + b * s[i + half]);
+          to[i + half] = STORE(b * c[i + half] - a * s[i]);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < half; i++) {
+          const float a = LOAD(in[i]), b = LOAD(in[i + half]);
+          to[i] = STORE(a * c[i] - b * s[i]);
+          to[i + half] = STORE(b * c[i + half] + a * s[i + half]);
+        }
+      }
+    }
+  }
+}
+
+/* out = gate * sigmoid(gate) * up */
+void NAME(gate)(const T *gate, const T *up, T *out, int64_t count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t start = 0; start < count; start += CHUNK) {
+    const int64_t end = count - start < CHUNK ? count : start + CHUNK;
+#pragma omp simd
+    for (int64_t i = start; i < end; i++) {
+      const float g = LOAD(gate[i]);
+      out[i] = STORE(g * sigmoid(g) * LOAD(up[i]));
+    }
+  }
+}
+
+/* Of that, by gate and by up. */
+void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, T *of_up, int64_t count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t start = 0; start < count; start += CHUNK) {
+    const int64_t end = count - start < CHUNK ? count : start + CHUNK;
+#pragma omp simd
+    for (int64_t i = start; i < end; i++) {
+      const float g = LOAD(gate[i]), out = LOAD(grad[i]), s = sigmoid(g);
+      of_gate[i] = STORE(out * LOAD(up[i]) * s * (1.0f + g * (1.0f - s)));
+      of_up[i] = STORE(out * g * s);
+    }
+  }
+}

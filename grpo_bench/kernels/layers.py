@@ -1,0 +1,79 @@
+"""What stands between a layer's products, forward and backward: rotary embeddings, gates and norms.
+
+Functions of tensors without autograd; ``policy`` makes differentiable operations of them. See the package for where
+they are used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grpo_bench.kernels import NAMES, _dense_last, _library, _threads
+
+NORM_ROWS = 128  # whose gradients of a norm's weights are summed before the blocks' are
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Tensor:
+    """(H,N,d) and fp32 (N,d) twice -> (H,N,d), laid out as (N,H,d): x·cos + half-rotated x·sin.
+
+    ``back``: from the gradient of what comes out to that of ``x``.
+    """
+    x = _dense_last(x)
+    heads, rows, width = x.shape
+    out = x.new_empty(rows, heads, width).transpose(0, 1)
+    getattr(_library(), f"rotate_{NAMES[x.dtype]}")(
+        x.data_ptr(), x.stride(0), x.stride(1), cosines.data_ptr(), sines.data_ptr(), out.data_ptr(), out.stride(0),
+        out.stride(1), heads, rows, width, int(back), _threads(x.numel()),
+    )  # fmt: skip
+    return out
+
+
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate)·up of two tensors of one shape and type."""
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    getattr(_library(), f"gate_{NAMES[gate.dtype]}")(
+        gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), _threads(gate.numel())
+    )
+    return out
+
+
+def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``gate``, by its first and its second argument; all of one shape and type."""
+    gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
+    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+    getattr(_library(), f"gate_gradient_{NAMES[gate.dtype]}")(
+        gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(), gate.numel(),
+        _threads(gate.numel()),
+    )  # fmt: skip
+    return of_gate, of_up
+
+
+def norms(x: torch.dtype, out: torch.dtype) -> bool:
+    """Whether ``normed`` takes such an input to such an output."""
+    return x in NAMES and out in NAMES and not (x == torch.bfloat16 and out == torch.float32)
+
+
+def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype) -> Tensor:
+    """(...,h) and fp32 (h,) -> (...,h) of type ``out``: x / sqrt(mean(x²) + eps) · (shift + weight)."""
+    x, weight = x.contiguous(), weight.contiguous()
+    made, width = torch.empty_like(x, dtype=out), x.shape[-1]
+    getattr(_library(), f"normed_{NAMES[x.dtype]}_{NAMES[out]}")(
+        x.data_ptr(), weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel())
+    )
+    return made
+
+
+def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
+    """Of ``normed``: by ``x``, of its type, and by ``weight``, (h,) fp32; ``grad`` is of the type that came out."""
+    x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
+    width = x.shape[-1]
+    rows = x.numel() // width
+    of_x = torch.empty_like(x)
+    sums = torch.empty(-(-rows // NORM_ROWS), width, dtype=torch.float32)
+    getattr(_library(), f"norm_gradient_{NAMES[x.dtype]}_{NAMES[grad.dtype]}")(
+        x.data_ptr(), weight.data_ptr(), grad.data_ptr(), of_x.data_ptr(), sums.data_ptr(), rows, width, eps, shift,
+        NORM_ROWS, _threads(x.numel()),
+    )  # fmt: skip
+    return of_x, sums.sum(0)
