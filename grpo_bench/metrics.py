@@ -17,6 +17,7 @@ from typing import Any
 GB = 1e9  # bytes; every *_gb below
 
 _TOKENS = "sampled tokens"  # mask = 1: the end token included, prompts and padding not
+_COMPUTED = "sampled tokens; with one update per rollout without skipped groups"
 _ROWS = "completions"
 _GROUPS = "groups"
 # reward/, group/ and completions/ speak of all completions that a step sampled from its prompts, dropped and surplus
@@ -140,9 +141,9 @@ _ALL: tuple[Metric, ...] = (
     Metric("policy/lr", "1", "learning rate of the policy at the last update", "step", "last"),
     Metric("policy/n_updates", "updates", "optimiser steps of the policy in this step", "step", "count"),
     # KL to the reference
-    Metric("kl/ref_k1_token", "nats/token", "log pi - log pi_ref, before the updates", _TOKENS, "mean"),
-    Metric("kl/ref_k2_token", "nats/token", "(log pi - log pi_ref)^2 / 2, before the updates", _TOKENS, "mean"),
-    Metric("kl/ref_k3_token", "nats/token", "exp(-k1) - 1 + k1, before the updates", _TOKENS, "mean"),
+    Metric("kl/ref_k1_token", "nats/token", "log pi - log pi_ref, before the updates", _COMPUTED, "mean"),
+    Metric("kl/ref_k2_token", "nats/token", "(log pi - log pi_ref)^2 / 2, before the updates", _COMPUTED, "mean"),
+    Metric("kl/ref_k3_token", "nats/token", "exp(-k1) - 1 + k1, before the updates", _COMPUTED, "mean"),
     Metric("kl/ref_seq", "nats/completion", "k1 summed over a completion", _TOKENS, "sum per row, mean over rows"),
     Metric("kl/coef", "1", "coefficient in force (alpha); moves when adaptive", "step", "last"),
     # critic

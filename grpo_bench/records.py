@@ -264,7 +264,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: bytes) -> Any:
-    """Configurations of a row differ in their seed alone, and parsing them took a quarter of a table's time."""
+    """Configurations of a row differ in their seed alone, and parsing each took about a fifth of building tables."""
     seeds = _SEED_LINE.findall(text)
     if len(seeds) != 1:
         return yaml.load(text, _YAML)

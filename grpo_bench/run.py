@@ -196,7 +196,7 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
         batch = algo.credited(batch)
     batch = batch if ahead else scored(batch)
     with meter.phase("score"), torch.no_grad():
-        state.flops += score_flops(parts, drop(batch, ~learner.without_signal(batch)), old)
+        state.flops += score_flops(parts, drop(batch, ~learner.unscored(batch, old)), old)
         if not algo.credits_unscored:
             batch = algo.credited(batch)
     noise: dict[str, float] = {}

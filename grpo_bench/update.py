@@ -128,7 +128,8 @@ class Learner:
 
         With one update per rollout a critic of its own looks at the batch once: its values are kept with their graph,
         where memory holds it, and the update trains on them. Where the advantages are known already, groups without
-        signal are left out. Halves micro-batches that run out of memory.
+        signal are left out, or come last where only the KL to the reference is measured on them: the others are
+        computed with as they are without that. Halves micro-batches that run out of memory.
         """
         self.kept = []
         critic, needed = self.models.critic, self.algo.needs_critic
@@ -142,21 +143,40 @@ class Learner:
                     self.kept = live_values(batch, critic, self.tokens, packed)
                 except (RuntimeError, MemoryError) as e:
                     self._halve(e)  # the graph is given up: the critic looks twice
-        temperature = self.cfg.rollout.temperature
-        some = replace(batch, mask=batch.mask * ~self.without_signal(batch)[:, None])
-        while True:
-            try:
-                out = score(some, self.models, temperature, 4 * self.tokens, old, needed and not self.kept)
-                break
-            except (RuntimeError, MemoryError) as e:
-                self._halve(e)
-        out = replace(out, mask=batch.mask)
+        without = self.without_signal(batch)
+        out = self._score(batch, ~without, old, needed and not self.kept)
+        if (measured := without & ~self.unscored(batch, old)).any():
+            last = self._score(batch, measured, old, False)
+            both: dict[str, Any] = {
+                name: torch.where(measured[:, None], getattr(last, name), getattr(out, name))
+                for name in ("old_logp", "ref_logp")
+            }
+            out = replace(out, **both)
         if self.kept:
             values = torch.zeros(batch.mask.shape, dtype=self.kept[0][1].dtype, device=batch.mask.device)
             for rows, part in self.kept:
                 values[rows] = part.detach()
             out = replace(out, values=values)
         return out
+
+    def _score(self, batch: Batch, taken: Tensor, old: bool, values: bool) -> Batch:
+        """The batch with the ``taken`` rows scored and zeros in the others."""
+        some = replace(batch, mask=batch.mask * taken[:, None])
+        while True:
+            try:
+                out = score(some, self.models, self.cfg.rollout.temperature, 4 * self.tokens, old, values)
+                return replace(out, mask=batch.mask)
+            except (RuntimeError, MemoryError) as e:
+                self._halve(e)
+
+    def unscored(self, batch: Batch, old: bool) -> Tensor:
+        """(B,) rows that ``scored`` leaves out: those without signal, unless their KL to the reference is measured.
+
+        The KL is a mean over all tokens; zeros in place of some would make it smaller the more groups agree. With one
+        update per rollout (not ``old``) it is taken from the update's forward, and so of the rows that act.
+        """
+        without = self.without_signal(batch)
+        return torch.zeros_like(without) if old and self.models.has_reference else without
 
     def _halve(self, e: Exception) -> None:
         if not is_out_of_memory(e):

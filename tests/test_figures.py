@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +192,7 @@ def grouped(tmp_path: Path, knob: str, values: tuple[float, ...], curve) -> Path
             arm = f"grpo_{value:g}"
             run = write_run(
                 folder, arm, seed, [1, 0, 1, 0], base=[0] * 4, curve=curve(value),
-                changes={knob: value, "samples_per_step": 64, "prompts_per_step": None},
+                changes={knob: value, "samples_per_step": 64, "prompts_per_step": None, "measure_kl": value == 0},
             )  # fmt: skip
             content = json.loads((run / "result.json").read_text()) | {"config_hash": f"{arm}hash"}
             (run / "result.json").write_text(json.dumps(content))
@@ -237,8 +240,10 @@ def test_a_kl_study_has_its_frontier(tmp_path):
         tmp_path, "kl_coef", (0.0, 0.01, 0.1),
         lambda coef: [{"step": t, "samples": t, "kl/ref_k3_token": 0.2 - coef, "rollout/entropy": 0.5} for t in (1, 2)],
     )  # fmt: skip
-    (family,) = kl_frontier(compare(load_study(folder)).arms)
+    arms = compare(load_study(folder)).arms
+    (family,) = kl_frontier(arms)
     assert [point.mean("kl") for point in family.points] == pytest.approx([0.2, 0.19, 0.1])
+    assert [arm.config["measure_kl"] for arm in arms] == [True, False, False]  # how it was measured is no other family
     figure = kl([family], "title")
     assert figure is not None
     assert len(figure.axes) == 3
@@ -280,3 +285,39 @@ def test_names_at_curve_ends_do_not_overlap():
 def test_colours_are_distinct_and_then_dashed():
     styles = [tuple(map(str, line_style(i).values())) for i in range(20)]
     assert len(set(styles)) == 20
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from grpo_bench import figures
+from grpo_bench.records import load_study
+from grpo_bench.table.compare import compare
+
+def save(figure, stem, plain=figures.save):
+    stem.with_suffix(".pid").write_text(str(os.getpid()))
+    return plain(figure, stem)
+
+figures.save, figures.cores = save, lambda: 3
+written = figures.draw(compare(load_study(Path(sys.argv[1]))), Path(sys.argv[2]))
+print(os.getpid(), *(path.name for path in written))
+"""
+
+
+def test_figures_of_forked_processes_are_the_same_files(study, tmp_path, monkeypatch):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("nothing is forked here")
+    serial, forked = tmp_path / "serial", tmp_path / "forked"
+    serial.mkdir()
+    forked.mkdir()
+    monkeypatch.setattr(figures, "cores", lambda: 1)
+    written = figures.draw(compare(load_study(study)), serial)
+    # in a process of its own: this one may have threads by now
+    command = [sys.executable, "-c", FORKED, str(study), str(forked)]
+    own, *names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    drawn_by = {path.read_text() for path in forked.glob("*.pid")}
+    assert drawn_by
+    assert own not in drawn_by
+    assert names == [path.name for path in written]
+    for path in written:
+        assert (forked / path.name).read_bytes() == path.read_bytes(), path.name

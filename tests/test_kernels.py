@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
 from model_data import make, network
 from torch import Tensor
 
@@ -20,18 +21,6 @@ from grpo_bench.rollout.plans import DecodePlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
 from grpo_bench.rollout.weights import PackedLinear, SamplingCopy
 from grpo_bench.tiny import tiny_tokenizer
-
-needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no C compiler: the forms in torch are used")
-needs_tiles = pytest.mark.skipif(not kernels.multiplies(torch.zeros(1, 1)), reason="no AMX on this processor")
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    allowed, threads = kernels._allowed, torch.get_num_threads()
-    kernels.use(True)
-    yield
-    kernels.use(allowed)
-    torch.set_num_threads(threads)
 
 
 def both(function):
@@ -209,6 +198,12 @@ def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
     with pytest.raises(subprocess.SubprocessError):
         build.load()
     assert [p.name for p in (tmp_path / "grpo_bench" / "kernels").iterdir()] == []
+
+
+def test_every_source_is_in_the_library_s_name():
+    """Else a library compiled before a change would be taken for one compiled after it."""
+    sources = {path.name for path in build.HERE.iterdir() if path.suffix in {".c", ".h"}}
+    assert sources == {*build.UNITS, *build.HEADERS}
 
 
 @needs_compiler

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from study_builder import HASHES, config, means, rows, write_gz, write_jobs, write_run
 
-from grpo_bench import stats, table
+from grpo_bench import records, stats, table
 from grpo_bench.records import load_study
 from grpo_bench.table import __main__ as command
 from grpo_bench.types import UserError
@@ -536,6 +537,23 @@ def test_folders_that_are_no_runs_are_passed_over(folder):
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("x")
     assert len(load_study(folder).runs) == 4
+
+
+def test_runs_that_differ_in_their_seed_alone_are_parsed_once(tmp_path, monkeypatch):
+    for seed in (0, 1, 12):
+        write_run(tmp_path, "ppo", seed, [1, 0], changes={"task": {"seed": 7, "name": "arithmetic"}})
+    write_run(tmp_path, "grpo_g8", 1, [1, 0])
+    parses, plain = [], yaml.load
+    monkeypatch.setattr(records.yaml, "load", lambda *args: parses.append(1) or plain(*args))
+    records._parsed_once.cache_clear()
+    runs = {run.run_id: run for run in load_study(tmp_path).runs}
+    assert len(parses) == 2  # one per row
+    for run_id, run in runs.items():
+        assert run.config == plain((tmp_path / run_id / "config.yaml").read_text(), yaml.SafeLoader)
+    assert sorted(run.config["seed"] for run in runs.values() if run.arm == "ppo") == [0, 1, 12]
+    first, second = (run.config for run in runs.values() if run.arm == "ppo" and run.seed in (0, 1))
+    first["model"]["name"] = "another"
+    assert second["model"]["name"] == "tiny"
 
 
 def test_no_torch_and_no_trainer_is_imported(folder):

@@ -27,7 +27,7 @@ from grpo_bench.table.brief import brief, insert
 from grpo_bench.table.collapse import collapsed
 from grpo_bench.table.compare import compare
 from grpo_bench.table.curves import area, end, reached, target
-from grpo_bench.table.hypotheses import evaluate
+from grpo_bench.table.hypotheses import criterion, evaluate
 from grpo_bench.table.judge import Claim, judge
 from grpo_bench.table.ledger import choices, trials, write_tuned
 from grpo_bench.table.measures import MEASURES, Reading
@@ -108,6 +108,22 @@ def test_declared_hypotheses_are_judged(built):
     assert cells(sheet, "half")["criterion"] == "less, ratio 0.45 × to 0.55 ×"
     assert cells(sheet, "area")["outcome"] == "contradicted (it turns on the way)"
     assert "98.75 % interval" in sheet.notes[1]  # 1 − 0.05/4
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (Claim("greater", at_least=-0.02), "not lower by more than 2.0 points"),
+        (Claim("less", at_least=-0.02), "not higher by more than 2.0 points"),
+        (Claim("increasing", at_least=-0.005), "not falling by more than 0.5 points"),
+        (Claim("decreasing", at_least=-0.005), "not rising by more than 0.5 points"),
+        (Claim("greater", at_least=0.0), "greater by at least 0.0 points"),
+        (Claim("greater", at_least=-0.02, at_most=0.02), "greater by -2.0 points to 2.0 points"),
+        (Claim("greater", "ratio", at_least=0.9), "greater, ratio at least 0.9 ×"),
+    ],
+)
+def test_a_claim_of_no_worse_says_by_how_much(claim, said):
+    assert criterion(claim, MEASURES["accuracy"]) == said
 
 
 @pytest.mark.parametrize(
@@ -304,7 +320,7 @@ def test_a_block_is_rows_that_differ_in_one_setting(tmp_path):
     names = {"grpo_a": {}, "grpo_b": {"kl_coef": 0.1}, "grpo_c": {"kl_coef": 0.01}, "grpo_d": {"epochs": 4}}
     names |= {"grpo_e": {"epochs": 2, "kl_coef": 0.5}}  # two at once: in no block
     for name, settings in names.items():
-        changes = {"kl_coef": 0.0, "epochs": 1, "lr": 1e-4} | settings
+        changes = {"kl_coef": 0.0, "epochs": 1, "lr": 1e-4, "measure_kl": name == "grpo_a"} | settings  # no setting
         write_run(study, name, 0, [1, 0], base=[0, 0], changes=changes, result={"config_hash": name})
     sheet = table.build(study).sheet("ablation")
     blocks = [(row[0], row[1], row[2]) for row in sheet.rows]

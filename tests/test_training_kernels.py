@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from kernel_data import kernels_on, needs_compiler, needs_training_tiles  # noqa: F401
 from model_data import batch_of, make, ragged
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,17 +16,7 @@ from grpo_bench.policy import Policy, head, layout
 from grpo_bench.policy.linear import TrainedLinear
 from grpo_bench.policy.load import load_model
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler: the forms in torch are used")
-needs_tiles = pytest.mark.skipif(not kernels.trains(torch.zeros(32, 32)), reason="no AMX on this processor")
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    allowed, threads = kernels._allowed, torch.get_num_threads()
-    kernels.use(True)
-    yield
-    kernels.use(allowed)
-    torch.set_num_threads(threads)
+pytestmark = needs_compiler
 
 
 def near(own: Tensor, exact: Tensor, rounding: float) -> bool:
@@ -33,7 +24,7 @@ def near(own: Tensor, exact: Tensor, rounding: float) -> bool:
     return bool(((own.double() - exact).abs() <= rounding * exact.abs() + 1e-5 * exact.abs().max()).all())
 
 
-@needs_tiles
+@needs_training_tiles
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 257, 300])
 @pytest.mark.parametrize(
     ("columns", "depth"), [(32, 32), (96, 64), (64, 544), (48, 16), (5, 33), (1, 1), (8192 + 64, 32)]
@@ -52,7 +43,7 @@ def test_gradient_of_weights_equals_the_formula(rows, columns, depth):
     assert torch.equal(kernels.weight_gradient(wider[:, 32:], x), own)
 
 
-@needs_tiles
+@needs_training_tiles
 def test_gradient_of_weights_by_hand():
     """1 + 2⁻⁹ is a sum that bfloat16 would round to 1; an entry counts where both factors do."""
     x, grad = torch.zeros(3, 64).bfloat16(), torch.zeros(3, 32).bfloat16()
@@ -62,7 +53,7 @@ def test_gradient_of_weights_by_hand():
     assert own.count_nonzero() == 1
 
 
-@needs_tiles
+@needs_training_tiles
 def test_threads_change_no_bit():
     torch.manual_seed(0)
     x, grad = torch.randn(700, 96).bfloat16(), torch.randn(700, 64).bfloat16()
@@ -154,7 +145,7 @@ def test_head_with_and_without(dtype):
             assert (own - plain).abs().max() <= near_enough * plain.abs().max()
 
 
-@needs_tiles
+@needs_training_tiles
 def test_gradients_that_are_not_dense():
     """Expanded over tokens or over columns, transposed, or of no tokens at all."""
     torch.manual_seed(0)
@@ -172,7 +163,7 @@ def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Lin
     return own, plain
 
 
-@needs_tiles
+@needs_training_tiles
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_and_its_gradients_are_those_of_autocast(dtype, bias):
@@ -192,7 +183,7 @@ def test_a_layer_and_its_gradients_are_those_of_autocast(dtype, bias):
     assert all(torch.equal(a, b) for a, b in zip(found[0][:2], found[1][:2], strict=True))
 
 
-@needs_tiles
+@needs_training_tiles
 def test_no_second_derivative_is_pretended():
     own, _ = layer(bias=False)
     x = torch.randn(100, 64, requires_grad=True)
@@ -202,7 +193,7 @@ def test_no_second_derivative_is_pretended():
         grad.sum().backward()
 
 
-@needs_tiles
+@needs_training_tiles
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpointed_layer_has_the_same_gradient(reentrant):
     own, _ = layer()
@@ -213,7 +204,7 @@ def test_a_checkpointed_layer_has_the_same_gradient(reentrant):
     assert torch.equal(own.weight.grad, plain)
 
 
-@needs_tiles
+@needs_training_tiles
 def test_without_autocast_for_few_tokens_and_frozen_weights():
     own, plain = layer()
     x = torch.randn(100, 64)
@@ -228,7 +219,7 @@ def test_without_autocast_for_few_tokens_and_frozen_weights():
     assert own.bias.grad is not None
 
 
-@needs_tiles
+@needs_training_tiles
 def test_gradients_add_up_over_micro_batches():
     own, _ = layer(bias=False)
     x = torch.randn(200, 64)
@@ -239,19 +230,24 @@ def test_gradients_add_up_over_micro_batches():
     assert torch.allclose(own.weight.grad, whole, rtol=1e-3, atol=1e-2)
 
 
-def test_a_policy_in_bfloat16_trains_through_it():
+def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):
     """Log-probs and gradients are those of the plain forms up to bfloat16's rounding."""
     cfg = make("model.tiny.hidden_size=64", "model.tiny.intermediate_size=96", "model.dtype=bfloat16").model
     policy = Policy(load_model(cfg, torch.device("cpu")), torch.bfloat16)
     assert any(isinstance(m, TrainedLinear) for m in policy.modules())
     assert policy.head_is_linear
     batch = batch_of(ragged(48, 8))
+    layers = [m.out_features for m in policy.modules() if isinstance(m, TrainedLinear)]
+    calls, made, tiles = [], kernels.weight_gradient, kernels.trains(torch.zeros(32, 32))
+    monkeypatch.setattr(kernels, "weight_gradient", lambda grad, x: calls.append(grad.shape[1]) or made(grad, x))
     found = []
     for on in (True, False):
         kernels.use(on)
         policy.zero_grad()
+        calls.clear()
         logp, _ = policy.logp(layout(batch, torch.arange(len(batch.mask))), 1.0)
         logp.sum().backward()
+        assert sorted(calls) == (sorted(layers) if on and tiles else [])
         grads = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
         found.append((logp.detach(), grads))
     (own, own_grads), (plain, plain_grads) = found

@@ -140,6 +140,31 @@ def test_every_algorithm_trains(
         assert (directory / file).stat().st_size > 0
 
 
+def test_a_kl_that_is_only_measured_moves_nothing(shared: Path, begun: list[tuple[Models, dict[str, Tensor]]]) -> None:
+    found = []
+    for measured in ("false", "true"):
+        own = (f"measure_kl={measured}", f"results={shared / measured}")  # the same run_id: it is no other run
+        cfg = settings(shared, "grpo", "kl_coef=0", "minibatches=1", "budget.amount=33", *own)
+        assert run(cfg, run_dir(cfg))["status"] == "complete"
+        found.append(lines(run_dir(cfg)))
+    (plain, _), (models, before) = begun
+    assert plain.reference is None
+    assert models.reference is not None
+    assert same(before, models.reference)  # the model that training began from
+    assert not same(before, models.policy)
+    assert same(snapshot(plain.policy), models.policy)
+    without, beside = found
+    assert len(without) == len(beside) == 3
+    extra = [{key: row[key] for key in row.keys() - other.keys()} for other, row in zip(*found, strict=True)]
+    assert all(row["kl/ref_k3_token"] >= 0 for row in extra)
+    assert extra[0]["kl/ref_k3_token"] == 0  # before the first update
+    assert all(row["kl/ref_k3_token"] > 0 for row in extra[1:])
+    assert any(row["group/skipped"] for row in beside[1:])  # groups that move nothing are measured too
+    assert all(key.startswith("kl/ref") for row in extra for key in row)
+    for row, other in zip(*found, strict=True):
+        assert {key for key in row if row[key] != other[key]} == {"flops"}  # the reference is computed with
+
+
 @pytest.mark.parametrize("name", ["dapo", "raft"])
 def test_a_run_that_drops_everything_ends_and_moves_nothing(
     shared: Path, begun: list[tuple[Models, dict[str, Tensor]]], name: str

@@ -51,6 +51,27 @@ def test_groups_without_signal_are_not_computed_and_the_gradient_is_the_same(
     equal(recorder.grads[0], recorder.grads[1])
 
 
+def test_the_kl_of_groups_without_signal_is_measured_where_there_is_a_reference() -> None:
+    learner, models, cfg = learner_of(*GRPO, "kl_coef=0")
+    batch = flattened(scored(cfg, models), [0, 2])
+    bare = replace(batch, old_logp=None, ref_logp=None)
+    assert models.has_reference
+    got = learner.scored(bare, True)
+    assert got.old_logp is not None
+    assert got.ref_logp is not None
+    equal([got.old_logp, got.ref_logp], [batch.old_logp, batch.ref_logp])
+    assert got.mask.equal(batch.mask)
+    assert not learner.unscored(bare, True).any()
+    learner.models = replace(models, reference=None)
+    without = learner.scored(bare, True)
+    assert without.ref_logp is None
+    assert without.old_logp is not None
+    acting = torch.tensor([2, 3, 6, 7])
+    assert without.old_logp[acting].equal(got.old_logp[acting])  # the KL of the others changes no bit of them
+    assert not without.old_logp[[0, 1, 4, 5]].any()
+    assert learner.unscored(bare, True).equal(learner.without_signal(bare))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [("kl_coef=0.1",), ("kl_coef=0", "algo.entropy_coef=0.1"), ("kl_coef=0", "target_kl=0.5")],
@@ -184,6 +205,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
 
 def test_where_advantages_are_known_flat_groups_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, models, cfg = learner_of(*GRPO, "epochs=2", "kl_coef=0")
+    learner.models = replace(models, reference=None)  # as a run without a KL has it
     batch = scored(cfg, models)
     part = learner.scored(flattened(batch, [1]), old=True)
     assert part.old_logp is not None

@@ -55,7 +55,7 @@ _MAKE: dict[Path, Callable[[], Figure | None]] = {}  # that forked processes fin
 
 
 def _drawn(make: dict[Path, Callable[[], Figure | None]]) -> list[list[Path]]:
-    """The files of each figure; drawing is most of a table's time, so it is shared out over the cores."""
+    """The files of each figure; drawing is about half of a table's time, so it is shared out over the cores."""
     workers = min(cores(), len(make))
     _MAKE.update(make)
     try:

@@ -5,11 +5,11 @@
 #include <string.h>
 
 #if defined(__AMX_BF16__) && defined(__linux__)
-#include <immintrin.h>
+#include "tiles.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { TILE = 16, PAIRS = 16, DEEP = 32, WIDE = 32, AHEAD = 6 }; /* a tile: 16 rows of 64 bytes; a block: 32 columns, 32 deep */
+enum { DEEP = 32, WIDE = 32, AHEAD = 6 }; /* a block: 32 columns, 32 deep */
 
 /* Linux gives a process the tiles on request; 0 where it does not. */
 int can_multiply(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
@@ -47,14 +47,6 @@ int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) *
 PACK(pack_float32, float, rounded)
 PACK(pack_bfloat16, uint16_t, AS_IS)
 
-#define MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
-
-struct __attribute__((packed)) config {
-  uint8_t palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-
 /* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
  * (columns) unless it is null. ``padded``: room for whole tiles, rows and depth rounded up to 32, where they are not. */
 void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out,
@@ -72,12 +64,9 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
   }
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    struct config before, own = {.palette = 1};
-    for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = TILE;
-    _tile_storeconfig(&before); /* another library may count on what it set */
-    MEMORY(&own); /* compilers' headers do not say that tiles read memory: stores before must have been made */
+    struct config before;
     MEMORY(in);
-    _tile_loadconfig(&own);
+    tiles_on(&before);
     float sums[4][TILE][TILE] __attribute__((aligned(64)));
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < up(columns, WIDE) / WIDE; block++) {
@@ -123,9 +112,7 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
         }
       }
     }
-    MEMORY(&before);
-    if (before.palette) _tile_loadconfig(&before);
-    else _tile_release();
+    tiles_off(&before);
   }
 }
 #else

@@ -1,0 +1,29 @@
+/* The processor's matrix tiles (AMX) on and off: all eight as 16 rows of 64 bytes. Only where they are compiled for. */
+#include <immintrin.h>
+#include <stdint.h>
+
+enum { TILE = 16 }; /* rows */
+
+/* Compilers' headers do not say that tiles read and write memory: stores before must have been made, loads after wait. */
+#define MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
+
+struct __attribute__((packed)) config {
+  uint8_t palette, start, reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+};
+
+/* The thread's own tiles; ``before`` is what they were, as another library may count on what it set. */
+static inline __attribute__((always_inline)) void tiles_on(struct config *before) {
+  struct config own = {.palette = 1};
+  for (int i = 0; i < 8; i++) own.bytes[i] = 64, own.rows[i] = TILE;
+  _tile_storeconfig(before);
+  MEMORY(&own);
+  _tile_loadconfig(&own);
+}
+
+static inline __attribute__((always_inline)) void tiles_off(const struct config *before) {
+  MEMORY(before);
+  if (before->palette) _tile_loadconfig(before);
+  else _tile_release();
+}
