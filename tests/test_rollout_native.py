@@ -206,6 +206,7 @@ def test_the_copy_gives_what_a_model_loaded_in_low_precision_gives() -> None:
     loaded.load_state_dict(policy.model.state_dict())
     loaded = loaded.to(torch.bfloat16)
     loaded.model.rotary_emb = policy.model.model.rotary_emb
+    loaded = Policy(loaded, torch.bfloat16).model  # computed with in the same ways
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         ours = SamplingCopy(policy, torch.bfloat16).policy.model(input_ids=ids).logits
