@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from grpo_bench.evaluate import EVAL_SEED, Row, evaluate, summarise
 from grpo_bench.files import disk_errors
 from grpo_bench.metrics import finite
+from grpo_bench.tasks.grader import grader
 from grpo_bench.warmstart import model_fingerprint, warm_start, warmstart_key
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def baseline_key(cfg: Config, task: Task, weights: str, dtype: str, device: str)
         "dtype": dtype,
         "device": device,
         "answer": cfg.task.answer,
-        "verifier": version("math-verify") if cfg.task.answer == "math" else None,
+        "grader": grader(cfg.task.answer),
         "seed": EVAL_SEED,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,9 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from grpo_bench.config_strict import Strict
+from grpo_bench.row_names import BEFORE_RL, PLACE, is_each
 
-# rows of a table that no run of a sweep makes: the models before RL
-BEFORE_RL = ("pretrained", "warm-started")
 PAIRED = ("greater", "less", "equal")
 TRENDS = ("increasing", "decreasing", "flat")
 
@@ -19,7 +18,8 @@ class HypothesisConfig(Strict):
 
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     claim: str = Field(min_length=1)  # one sentence, for people
-    rows: list[str] = Field(min_length=2)  # rows of the table in the order of the claim, or one of BEFORE_RL
+    rows: list[str]  # rows of the table in the order of the claim, models before RL and by place: row_names.py
+    than: list[str] | None = None  # two further rows: the claim is of rows' difference (or ratio) against theirs
     measure: str = "accuracy"  # a key of grpo_bench.table.measures.MEASURES
     expect: Literal["greater", "less", "equal", "increasing", "decreasing", "flat"]  # the first row; the list
     scale: Literal["difference", "ratio"] = "difference"  # of the two rows, or of the last and the first
@@ -29,15 +29,34 @@ class HypothesisConfig(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        name, each = f"hypothesis {self.id}", any(map(is_each, self.all_rows()))
+        if each and (self.expect not in TRENDS or len(self.rows) != 1):
+            raise ValueError(f"{name}: model=each is a list by itself, for {', '.join(TRENDS)}")
         if self.expect in PAIRED and len(self.rows) != 2:
-            raise ValueError(f"hypothesis {self.id}: expect={self.expect} compares two rows, not {len(self.rows)}")
-        if self.expect in TRENDS and len(self.rows) < 3:
-            raise ValueError(f"hypothesis {self.id}: expect={self.expect} is over three rows or more")
+            raise ValueError(f"{name}: expect={self.expect} compares two rows, not {len(self.rows)}")
+        if self.expect in TRENDS and len(self.rows) < 3 and not each:
+            raise ValueError(f"{name}: expect={self.expect} is over three rows or more, or one with model=each")
         if len(set(self.rows)) < len(self.rows):
-            raise ValueError(f"hypothesis {self.id} names a row twice")
+            raise ValueError(f"{name} names a row twice")
+        if self.than is not None:
+            self._interaction(name, self.than)
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise ValueError(f"hypothesis {self.id}: at_least={self.at_least:g} is above at_most={self.at_most:g}")
+            raise ValueError(f"{name}: at_least={self.at_least:g} is above at_most={self.at_most:g}")
         return self
+
+    def _interaction(self, name: str, than: list[str]) -> None:
+        if self.expect not in PAIRED:
+            raise ValueError(f"{name}: than compares two differences, so expect is one of {', '.join(PAIRED)}")
+        if len(than) != 2 or than[0] == than[1]:
+            raise ValueError(f"{name}: than names two rows that differ, not {than}")
+        if set(than) == set(self.rows):
+            raise ValueError(f"{name}: than names the pair of rows itself")
+        if same := [a for a, b in zip(self.rows, than, strict=True) if a == b and a not in BEFORE_RL]:
+            raise ValueError(f"{name}: {same[0]} cancels out of both differences; compare the other two rows")
+
+    def all_rows(self) -> list[str]:
+        """The rows of the claim, those of ``than`` last."""
+        return [*self.rows, *(self.than or [])]
 
 
 class StudyConfig(Strict):
@@ -49,9 +68,16 @@ class StudyConfig(Strict):
     contrasts: list[list[str]]  # pairs of rows declared beforehand
     hypotheses: list[HypothesisConfig]
 
+    @model_validator(mode="after")
+    def _by_name(self) -> Self:
+        for row in [*([self.baseline] if self.baseline is not None else []), *(r for p in self.contrasts for r in p)]:
+            if PLACE.search(row):
+                raise ValueError(f"{row!r}: only a hypothesis names models by their place")
+        return self
+
     def rows(self) -> list[str]:
         """Every row that the study names, models before RL left out, each once in order of appearance."""
         named = [self.baseline] if self.baseline is not None else []
         named += [row for pair in self.contrasts for row in pair]
-        named += [row for hypothesis in self.hypotheses for row in hypothesis.rows if row not in BEFORE_RL]
+        named += [row for hypothesis in self.hypotheses for row in hypothesis.all_rows() if row not in BEFORE_RL]
         return list(dict.fromkeys(named))

@@ -19,7 +19,8 @@ from typing import Any
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "scipy"),
-    *("hydra-core", "omegaconf", "pydantic", "math-verify", "sympy", "antlr4-python3-runtime", "wandb", "tensorboard"),
+    *("hydra-core", "omegaconf", "pydantic", "math-verify", "sympy", "latex2sympy2_extended"),
+    *("antlr4-python3-runtime", "wandb", "tensorboard"),
 )
 # keys of the configuration that hold a path, or may (a hub's name never begins with / or ~)
 PATH_KEYS = (

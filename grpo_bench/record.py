@@ -57,8 +57,8 @@ class RunRecord:
     """Writer of a run's folder.
 
     ``meta`` names the run: run_id, arm, row, algo, model, task, study, seed, config_hash, prompt_stream_hash and
-    fingerprints ({data, model, warmstart}). Use as ``record.start()``, then ``step``, ``evals``, ``samples`` and
-    ``checkpoint`` as they come, then ``finish`` or ``stop``, and ``close`` in any case.
+    fingerprints ({data, grader, model, warmstart}). Use as ``record.start()``, then ``step``, ``evals``, ``samples``
+    and ``checkpoint`` as they come, then ``finish`` or ``stop``, and ``close`` in any case.
     """
 
     def __init__(self, directory: Path, cfg: Config, *, meta: dict[str, Any]) -> None:
@@ -153,12 +153,11 @@ class RunRecord:
             except (DamagedError, OSError) as error:
                 print(f"warning: damaged checkpoint {folder.name} is skipped: {error}", file=sys.stderr, flush=True)
                 continue
-            for key, value in self._same().items():
-                if manifest["run"][key] != value:
-                    raise UserError(
-                        f"{folder} was written with another {key}; restore what changed, "
-                        "or start the run anew with resume=false"
-                    )
+            if other := _other(manifest["run"], self._same()):
+                raise UserError(
+                    f"{folder} was written with another {other}; restore what changed, "
+                    "or start the run anew with resume=false"
+                )
             return found, manifest["journals"]
         return None, {}
 
@@ -306,6 +305,16 @@ def _unzip(zipped: Path, plain: Path) -> bool:
     os.replace(work, plain)
     sync_folder(plain.parent)
     return True
+
+
+def _other(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What a checkpoint does not share with its run: "config_hash", "fingerprints (grader)"; "" for nothing. A
+    fingerprint that only one of them knows, since the other is from before it was taken, differs in nothing."""
+    prints = now["fingerprints"] or {}, before["fingerprints"] or {}
+    known = [name for name in prints[0] if name in prints[1] and prints[0][name] != prints[1][name]]
+    if known:
+        return f"fingerprints ({', '.join(known)})"
+    return ", ".join(key for key in _SAME if key != "fingerprints" and before[key] != now[key])
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:

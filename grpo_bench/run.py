@@ -34,6 +34,7 @@ from grpo_bench.rollout import make_engine
 from grpo_bench.signals import costs, health, score_flops, shown, signals, throughput
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
 from grpo_bench.tasks import load_task
+from grpo_bench.tasks.grader import grader
 from grpo_bench.trackers import make_tracker
 from grpo_bench.types import Batch, UserError
 from grpo_bench.update import Learner
@@ -81,7 +82,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             "seed": cfg.seed,
             "config_hash": config_hash(cfg),
             "prompt_stream_hash": task.prompt_stream_hash,
-            "fingerprints": {"data": task.fingerprint, **prints},
+            "fingerprints": {"data": task.fingerprint, "grader": grader(cfg.task.answer), **prints},
         }
         record = RunRecord(directory, cfg, meta=meta)
         checkpoint = record.start()

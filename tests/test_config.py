@@ -573,12 +573,37 @@ def test_a_hypothesis_is_data_with_defaults() -> None:
         ({"expect": "better"}, "study.hypotheses.0.expect='better': should be 'greater', 'less', 'equal',"),
         ({"id": "Lead!"}, "study.hypotheses.0.id='Lead!': String should match pattern"),
         ({"measur": "reward"}, "unknown option 'study.hypotheses.0.measur'"),
+        ({"rows": ["a"]}, "hypothesis lead: expect=greater compares two rows, not 1"),
+        ({"than": ["a"]}, "hypothesis lead: than names two rows that differ, not ['a']"),
+        ({"than": ["a", "a"]}, "hypothesis lead: than names two rows that differ, not ['a', 'a']"),
+        ({"than": ["a", "b"], "rows": ["a", "b", "c"]}, "hypothesis lead: expect=greater compares two rows, not 3"),
+        ({"than": ["ppo_tuned", "grpo_g8"]}, "hypothesis lead: than names the pair of rows itself"),
+        ({"than": ["a", "ppo_tuned"]}, "hypothesis lead: ppo_tuned cancels out of both differences; compare the other"),
+        ({"than": ["a", "b"], "rows": ["a", "b", "c"], "expect": "flat"}, "so expect is one of greater, less, equal"),
+        ({"rows": ["ppo model=each", "ppo"]}, "hypothesis lead: model=each is a list by itself, for increasing, decr"),
+        ({"rows": ["ppo model=each"]}, "hypothesis lead: model=each is a list by itself, for increasing, decreasing"),
+        ({"than": ["ppo model=each", "ppo"]}, "hypothesis lead: model=each is a list by itself"),
     ],
 )
 def test_a_hypothesis_that_means_nothing_is_refused(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         studied(LEAD | changes)
     assert any(expected in line for line in caught.value.lines), caught.value.lines
+
+
+def test_a_hypothesis_may_be_of_two_differences_and_of_models_by_their_place() -> None:
+    rows, than = ["grpo_g8 model=largest", "warm-started"], ["grpo_g8 model=smallest", "warm-started"]
+    trend = LEAD | {"id": "trend", "rows": ["ppo model=each"], "expect": "increasing"}
+    study = studied(LEAD | {"rows": rows, "than": than}, trend).study
+    assert study.hypotheses[0].all_rows() == [*rows, *than]
+    assert study.rows() == ["grpo_g8 model=largest", "grpo_g8 model=smallest", "ppo model=each"]
+
+
+@pytest.mark.parametrize("named", [{"baseline": "ppo model=smallest"}, {"contrasts": [["ppo", "grpo_g8 model=each"]]}])
+def test_only_a_hypothesis_names_models_by_their_place(named: dict[str, Any]) -> None:
+    data = json.loads(_composed(()))
+    with pytest.raises(ConfigError, match="only a hypothesis names models by their place"):
+        parse({**data, "study": {**data["study"], **named}})
 
 
 def test_a_hypothesis_is_declared_once() -> None:

@@ -358,6 +358,15 @@ def test_checkpoint_whose_journal_is_gone_is_not_used(tmp_path, unbroken, capsys
     assert outcome(run, 7) == outcome(unbroken, 7)
 
 
+def test_another_grader_is_refused_and_one_that_was_not_recorded_is_not(tmp_path, monkeypatch):
+    toy_run(tmp_path / "run", 7, stop_after=4)  # as before the grader was recorded
+    monkeypatch.setitem(META, "fingerprints", {**META["fingerprints"], "grader": "g"})
+    toy_run(tmp_path / "run", 7, stop_after=6)
+    monkeypatch.setitem(META, "fingerprints", {**META["fingerprints"], "grader": "h"})
+    with pytest.raises(UserError, match=r"another fingerprints \(grader\); .*resume=false$"):
+        toy_run(tmp_path / "run", 7)
+
+
 @pytest.mark.parametrize("key", ["config_hash", "prompt_stream_hash", "fingerprints"])
 def test_checkpoint_of_other_settings_or_data_is_refused(tmp_path, monkeypatch, key):
     toy_run(tmp_path / "run", 7, stop_after=4)

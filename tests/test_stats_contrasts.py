@@ -11,8 +11,10 @@ from study_builder import HASHES, config, rows, write_gz, write_jobs, write_run
 
 from grpo_bench.records import load_study
 from grpo_bench.table.compare import Comparison, compare
+from grpo_bench.table.measures import Reading
 from grpo_bench.table.pairs import refusal
 from grpo_bench.table.tasks_sheet import tasks_sheet
+from grpo_bench.table.values import collect
 
 N = 200
 
@@ -194,6 +196,18 @@ def test_equal_runs_are_a_pair(tmp_path):
     assert pair(tmp_path) is None
 
 
+def test_runs_of_two_graders_are_no_pair_but_in_what_they_cost(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for name, print_ in (("ppo", "g"), ("grpo_g8", "h")):
+        run = write_run(study, name, 0, [1, 0], changes={"study": None})
+        entry = ORDINARY | {"fingerprints": PRINTS | {"grader": print_ * 16}}
+        (run / "provenance.json").write_text(json.dumps({"attempts": [entry]}))
+    c = compare(load_study(study))
+    assert refusal(*(arm.runs[0] for arm in c.arms)) == "grader differs (hhhhhhhhhhhh and gggggggggggg)"
+    found = {name: collect(c, Reading(c.arms), ["ppo", "grpo_g8"], name).lacking for name in ("kl_final", "flops")}
+    assert found == {"kl_final": "grader differs", "flops": ""}
+
+
 @pytest.mark.parametrize(
     ("second", "said"),
     [
@@ -202,6 +216,7 @@ def test_equal_runs_are_a_pair(tmp_path):
         ({"provenance": {"fingerprints": PRINTS | {"model": "n" * 16}}}, "initial weights differs (mmmmmmmmmmmm and n"),
         ({"provenance": {"fingerprints": PRINTS | {"warmstart": "v" * 16}}}, "warm start differs"),
         ({"provenance": {"fingerprints": PRINTS | {"data": "e" * 16}}}, "data differs"),
+        ({"provenance": {"fingerprints": PRINTS | {"grader": "h" * 16}}}, None),  # the other does not say
         ({"changes": {"model": {**MODEL, "warmstart": {"steps": 9}}}}, "warm-start settings differs"),
         ({"changes": {"model": {**MODEL, "dtype": "bfloat16"}}}, None),  # the other does not say
         ({"changes": {"task": {**TASK, "version": 2}}}, "task version differs (arithmetic v1 and arithmetic v2)"),

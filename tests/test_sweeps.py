@@ -15,6 +15,7 @@ from grpo_bench.config import Config, config_hash
 from grpo_bench.config_checks import total_steps, total_updates
 from grpo_bench.config_errors import ConfigError
 from grpo_bench.preflight import Plan, preflight
+from grpo_bench.row_names import PLACE, is_each
 from grpo_bench.table.measures import MEASURES
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
@@ -51,8 +52,12 @@ def rows_of(name: str, *overrides: str) -> dict[str, Config]:
 
 
 def named(study: str, name: str) -> list[str]:
-    """Rows that a baseline, a contrast or a hypothesis means: by their name, or by their arm where something varies."""
+    """Rows that a baseline, a contrast or a hypothesis means: by their name, or by their arm where something varies.
+    Which model is the smallest is known from records, so that any model's row stands for a place."""
     rows = rows_of(study)
+    if place := PLACE.search(name):
+        found = [row for row, cfg in rows.items() if PLACE.sub(cfg.model.name, name) == row]
+        return found[: None if place[0] == "each" else 1]
     return [row for row, cfg in rows.items() if name in (row, cfg.arm)]
 
 
@@ -63,7 +68,8 @@ def test_a_study_asks_about_rows_and_measures_that_exist(name: str) -> None:
         assert named(name, row), row
     for hypothesis in study.hypotheses:
         assert hypothesis.measure in MEASURES, hypothesis.id
-        assert all(len(named(name, row)) == 1 for row in hypothesis.rows if row != "warm-started"), hypothesis.id
+        meant = {row: len(named(name, row)) for row in hypothesis.all_rows() if row != "warm-started"}
+        assert all(n == 1 or (is_each(row) and n >= 3) for row, n in meant.items()), (hypothesis.id, meant)
     assert study.hypotheses
     assert study.baseline is not None or study.contrasts or name == "learning_rate"
 
@@ -190,16 +196,30 @@ def test_rows_are_called_after_the_variant_of_their_task() -> None:
     assert [job.config.row for job in two.jobs] == ["ppo", "ppo"]  # tasks have folders of their own
 
 
-def test_claims_of_no_worse_allow_two_points_and_lengths_are_asked_alike() -> None:
+def test_claims_of_no_worse_allow_two_points() -> None:
     declared = {h.id: h for name in ("critic", "kl_placement") for h in plan_of(name).jobs[0].config.study.hypotheses}
     for name in ("lambda_one", "no_kl_is_no_worse"):
         assert (declared[name].expect, declared[name].at_least) == ("greater", -0.02)
-    asked: dict[str, list[tuple[object, ...]]] = {"short": [], "long": []}
-    for h in plan_of("length").jobs[0].config.study.hypotheses:
-        length = h.id.rpartition("_")[2]
-        rows = [row.removesuffix(f" {length}") for row in h.rows]
-        asked[length].append((h.id.removesuffix(length), rows, h.measure, h.expect, h.at_most))
-    assert asked["short"] == asked["long"]
+
+
+def test_that_length_matters_is_asked_of_the_same_rows_on_short_and_long_chains() -> None:
+    asked = [h for h in plan_of("length").jobs[0].config.study.hypotheses if h.than is not None]
+    assert [(h.measure, h.expect, h.scale) for h in asked] == [
+        ("learning_curve_area", "greater", "difference"),
+        ("gradient_norm_max", "less", "ratio"),
+        ("learning_curve_area", "greater", "difference"),
+    ]
+    assert all(h.than == [row.replace(" long", " short") for row in h.rows] for h in asked)
+
+
+def test_sizes_are_asked_of_any_models() -> None:
+    rows = rows_of("model_size", *REAL["model_size"])
+    declared = next(iter(rows.values())).study.hypotheses
+    assert [h.rows for h in declared] == [
+        ["grpo_g8 model=each"],
+        ["ppo_tuned model=smallest", "grpo_g8 model=smallest"],
+        ["ppo_tuned model=largest", "grpo_g8 model=largest"],
+    ]
 
 
 def test_budgets_are_in_every_unit() -> None:

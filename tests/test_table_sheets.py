@@ -93,6 +93,22 @@ def test_the_learning_curve_by_hand(tmp_path):
     assert aim.accuracy == pytest.approx(0.2 + 0.75 * 0.4)
 
 
+def test_areas_by_tokens_end_where_the_shortest_run_does(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for name, each in (("grpo_g4", 10), ("grpo_g8", 30)):
+        heights = {0: 0.2, 2: 0.4, 4: 0.8}
+        lines = [
+            {"step": s, "samples": s, "generated_tokens": each * s, "eval/dev/greedy/acc": heights[s]} for s in heights
+        ]
+        run = write_run(study, name, 0, [1, 0], base=[0, 0], curve=lines, result={"row": name, "config_hash": name})
+        run.rename(study / f"{name}-s0-{ord(name[-1]):08x}")
+    arms = group_arms(load_study(study).runs)
+    reading = Reading(arms)
+    # all have 40 tokens: 20·0.3 + 20·0.6 of the one; of the other 40·(0.2 + 0.4/3·0.5), it stands at 0.2 + 0.2·40/60
+    found = {arm.label: reading.value("learning_curve_area_tokens", arm.runs[0]) for arm in arms}
+    assert found == pytest.approx({"grpo_g4": 0.45, "grpo_g8": 0.2 + 0.1 * 40 / 60})
+
+
 # ---------------------------------------------------------------- hypotheses
 
 

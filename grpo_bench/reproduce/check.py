@@ -100,6 +100,7 @@ def prints(run: Run, here: Mapping[str, str], config_hash: str) -> list[Differen
     recorded = run.provenance.get("fingerprints") or {}
     pairs = [
         ("data", recorded.get("data"), here.get("data"), "these are other problems, or another version of them"),
+        ("grader", recorded.get("grader"), here.get("grader"), "answers are extracted or compared by other code"),
         ("model", recorded.get("model"), here.get("model"), "training begins from other weights"),
         ("prompt stream", run.provenance.get("prompt_stream_hash"), here.get("prompt_stream_hash"),
          "problems come in another order"),

@@ -15,7 +15,7 @@ from grpo_bench.types import UserError
 
 def probe(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """``here``: an entry of provenance.json made now; ``prints``: for each configuration its fingerprints ``data``,
-    ``model`` and ``prompt_stream_hash``, or ``error``, one line. UserError when the process fails."""
+    ``grader``, ``model`` and ``prompt_stream_hash``, or ``error``, one line. UserError when the process fails."""
     done = subprocess.run(
         [sys.executable, "-m", "grpo_bench.reproduce.probe"], input=json.dumps(configs), capture_output=True, text=True
     )
@@ -40,6 +40,7 @@ def _prints(data: dict[str, Any]) -> dict[str, str]:
     from grpo_bench.config import parse
     from grpo_bench.policy import choose_device, load_model, load_tokenizer
     from grpo_bench.tasks import load_task
+    from grpo_bench.tasks.grader import grader
     from grpo_bench.warmstart import model_fingerprint
 
     try:
@@ -48,7 +49,8 @@ def _prints(data: dict[str, Any]) -> dict[str, str]:
         try:
             task.fit(load_tokenizer(cfg.model))  # what is too long for a prompt is no part of the stream
             model = model_fingerprint(load_model(cfg.model, choose_device(cfg)))
-            return {"data": task.fingerprint, "prompt_stream_hash": task.prompt_stream_hash, "model": model}
+            prints = {"data": task.fingerprint, "grader": grader(cfg.task.answer), "model": model}
+            return prints | {"prompt_stream_hash": task.prompt_stream_hash}
         finally:
             task.close()
     except UserError as error:

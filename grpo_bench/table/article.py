@@ -25,12 +25,13 @@ from grpo_bench.table.beyond import (
 from grpo_bench.table.collapse import WORDS
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.compute import took_to_target
-from grpo_bench.table.hypotheses import Finding, collect, named
+from grpo_bench.table.hypotheses import Finding
 from grpo_bench.table.judge import ALPHA, Claim, judge
 from grpo_bench.table.layout import NONE, Bold, Sheet, arm_label
 from grpo_bench.table.measures import MEASURES, Reading
 from grpo_bench.table.pairs import SEEDS_FOR_T
 from grpo_bench.table.units import interval_text, number_text
+from grpo_bench.table.values import collect, named
 
 PPO_ROWS = 3  # beside GRPO's; more side by side cannot be read
 PREFERRED = {"ppo": ("ppo", "ppo_tuned", "ppo_g8"), "grpo": ("grpo_g8", "grpo", "grpo_g16")}

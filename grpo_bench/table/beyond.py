@@ -8,7 +8,7 @@ from grpo_bench.stats import mean_t_interval
 from grpo_bench.table.arms import Arm, mean_of
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.groups import advantage_errors
-from grpo_bench.table.hypotheses import Finding, evaluate
+from grpo_bench.table.hypotheses import Finding, compared, evaluate
 from grpo_bench.table.ledger import trials
 from grpo_bench.table.measures import MEASURES, Reading
 from grpo_bench.table.siblings import sibling, sibling_tasks
@@ -37,11 +37,15 @@ def _join(findings: Sequence[Finding]) -> str:
 def _one(finding: Finding) -> str:
     assert finding.judgement is not None
     figures = interval_text(finding.judgement.interval, MEASURES[finding.measure], finding.scale)
-    pair = " − ".join(finding.values.labels) if len(finding.values.labels) == 2 else " … ".join(
-        (finding.values.labels[0], finding.values.labels[-1])
-    )  # fmt: skip
-    pair = pair.replace(" − ", " / ") if finding.scale == "ratio" else pair
-    return f"{MEASURES[finding.measure].label}, {pair}: {figures}, {finding.outcome.upper()}"
+    return f"{MEASURES[finding.measure].label}, {_rows(finding)}: {figures}, {finding.outcome.upper()}"
+
+
+def _rows(finding: Finding) -> str:
+    """What the figures are of: two rows, a list from its first to its last, or two differences."""
+    labels, sign = finding.values.labels, " / " if finding.scale == "ratio" else " − "
+    if finding.asked is not None and finding.asked.interaction:
+        return sign.join(f"({pair})" for pair in compared(labels, finding.asked))
+    return sign.join(labels) if len(labels) == 2 else f"{labels[0]} … {labels[-1]}"
 
 
 def group_size_rows(c: Comparison, reading: Reading) -> str:

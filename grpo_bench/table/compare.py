@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,8 @@ def _disagreements(study: Study) -> list[str]:
         said: dict[str, list[str]] = {}
         for run in study.runs:
             if run.config.get("study"):
-                said.setdefault(json.dumps(run.config["study"].get(key)), []).append(run.run_id)
+                value = declared_in(run.config) if key == "hypotheses" else run.config["study"].get(key)
+                said.setdefault(json.dumps(value), []).append(run.run_id)
         if len(said) > 1:
             first, *others = said.values()
             lines.append(
@@ -96,6 +97,13 @@ def _disagreements(study: Study) -> list[str]:
                 f"{sum(map(len, others))} runs have others ({others[0][0]}, …)."
             )
     return lines
+
+
+def declared_in(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The hypotheses of a run's configuration, without options that say nothing: a record from before an option was
+    there says the same."""
+    declared = (config.get("study") or {}).get("hypotheses") or []
+    return [{key: value for key, value in one.items() if value is not None} for one in declared]
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

@@ -81,6 +81,18 @@ def area(run: Run, key: str, until: float | None = None) -> float | None:
     return area_under(*found, until=None if until is None else max(until, found[0][-1]))
 
 
+def area_to(run: Run, key: str, axis: str, place: float) -> float | None:
+    """The same up to ``place`` on any axis; a curve that ends before is held at its last height."""
+    found = curve(run, key, axis)
+    return None if found is None or place < found[0][0] else area_under(*found, until=place)
+
+
+def common_end(arms: Sequence[Arm], key: str, axis: str) -> float | None:
+    """The furthest place that the curves of all complete runs reach; None where there is no curve."""
+    whole = [run for arm in arms for run in arm.runs if run.status == "complete"]
+    return min((float(found[0][-1]) for run in whole if (found := curve(run, key, axis)) is not None), default=None)
+
+
 def end(run: Run) -> float | None:
     """Dev accuracy that a run ends with: the mean of its last evaluations (the first, before any step, left out)."""
     values = [row[DEV] for row in run.metrics if isinstance(row.get(DEV), int | float) and row.get("step")]

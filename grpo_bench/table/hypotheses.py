@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from grpo_bench.records import Run
-from grpo_bench.table.arms import Arm
-from grpo_bench.table.compare import Comparison
+from grpo_bench.row_names import BEFORE_RL
+from grpo_bench.table.compare import Comparison, declared_in
 from grpo_bench.table.contrasts import Contrast
 from grpo_bench.table.judge import ALPHA, Claim, Judgement, judge
 from grpo_bench.table.layout import NONE, Bold, Sheet
 from grpo_bench.table.measures import MEASURES, Measure, Reading
-from grpo_bench.table.pairs import facts, refusal
 from grpo_bench.table.units import interval_text, number_text
-
-OF_THE_MODEL = ("model", "initial weights", "warm start", "warm-start settings", "compute precision")
-BEFORE_RL = {"warm-started": "base", "pretrained": "pretrained"}
-
-
-@dataclass(frozen=True)
-class Values:
-    """A measure's values in the rows of a claim: (rows, seeds) of the seeds that every row has; ``lacking`` says why
-    there are none."""
-
-    labels: list[str]
-    seeds: list[int] = field(default_factory=list)
-    rows: list[list[float]] = field(default_factory=list)
-    lacking: str = ""
-    refused: bool = False
+from grpo_bench.table.values import Values, collect, collect_pairs, named
 
 
 @dataclass(frozen=True)
@@ -59,48 +43,8 @@ def evaluate(c: Comparison, declared: Sequence[Mapping[str, Any]] | None = None)
     return [_evaluate(c, reading, one, len(declared)) for one in declared]
 
 
-def _declared(c: Comparison) -> list[Mapping[str, Any]]:
-    return next((h for config in c.study.configs if (h := (config.get("study") or {}).get("hypotheses"))), [])
-
-
-def collect(c: Comparison, reading: Reading, names: Sequence[str], measure: str) -> Values:
-    """Values of ``measure`` in the rows ``names`` (a row, an arm, "warm-started", "pretrained"), paired by seed.
-
-    Runs that may not be compared as a pair are refused. Costs depend on no test, but on the budget, the model and the
-    prompts, and seconds and bytes on the machine and what else runs on it; parameters on nothing of a run.
-    """
-    arms: dict[str, Arm] = {}
-    for name in names:
-        if name in BEFORE_RL:
-            continue
-        called = named(c, name)
-        if len(called) != 1:
-            lacking = f"no run of {name}" if not called else f"{name} names {len(called)} rows"
-            return Values(list(names), lacking=lacking)
-        arms[name] = called[0]
-    if not arms:
-        return Values(list(names), lacking="no row of this study is named")
-    runs = {name: {run.seed: run for run in arm.scored} for name, arm in arms.items()}
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in runs.values())))
-    why = None if measure == "parameters" else _refused(list(runs.values()), shared, _across(names), MEASURES[measure])
-    if why:
-        return Values(list(names), lacking=why, refused=True)
-    first = next(iter(runs.values()))
-    table: dict[int, list[float | None]] = {
-        seed: [
-            reading.before(measure, BEFORE_RL[name], first[seed])
-            if name in BEFORE_RL
-            else reading.value(measure, runs[name][seed])
-            for name in names
-        ]
-        for seed in shared
-    }
-    complete = {seed: [v for v in row if v is not None] for seed, row in table.items() if None not in row}
-    if not complete:
-        empty = [name for i, name in enumerate(names) if all(row[i] is None for row in table.values())]
-        lacking = "no seed with finished runs of all rows" if not shared else "not recorded"
-        return Values(list(names), lacking=lacking + (f" for {', '.join(empty)}" if shared and empty else ""))
-    return Values(list(names), list(complete), [list(row) for row in zip(*complete.values(), strict=True)])
+def _declared(c: Comparison) -> Sequence[Mapping[str, Any]]:
+    return next((found for config in c.study.configs if (found := declared_in(config))), [])
 
 
 def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None:
@@ -138,7 +82,7 @@ def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None
         )  # fmt: skip
     level = f"{100 * (1 - ALPHA / len(findings)):.4g} %"
     used = _declared(c)
-    given = [(config.get("study") or {}).get("hypotheses") or [] for config in c.study.configs]
+    given = [declared_in(config) for config in c.study.configs]
     notes = [
         f"Declared in the configuration of {sum(one == used for one in given)} of {len(given)} runs. Found: first row "
         "minus or over the second; of a list, its last minus or over its first.",
@@ -147,21 +91,31 @@ def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None
         "one-sided tests in every pair of rows. Fewer than 5 seeds: descriptive, no outcome. The accuracy of a pair "
         "that is a contrast is judged as there, within the contrasts.",
     ]
+    if any(finding.asked and finding.asked.interaction for finding in findings):
+        notes.append(
+            "Of four rows: (first − second) − (third − fourth), or (first / second) / (third / fourth), in each seed "
+            "that all four have; each pair is comparable in itself."
+        )
     return Sheet("hypotheses", "Hypotheses", header, rows, notes, wide=True)
 
 
 def _evaluate(c: Comparison, reading: Reading, one: Mapping[str, Any], family: int) -> Finding:
     name, rows = str(one.get("measure") or "accuracy"), [str(row) for row in one.get("rows") or []]
-    measure = MEASURES.get(name)
-    claim = Claim(one["expect"], one.get("scale") or "difference", one.get("at_least"), one.get("at_most"))
+    measure, than = MEASURES.get(name), [str(row) for row in one.get("than") or []]
+    claim = Claim(one["expect"], one.get("scale") or "difference", one.get("at_least"), one.get("at_most"), bool(than))
     if claim.expect in ("equal", "flat") and claim.at_most is None and measure and measure.unit == "fraction":
-        claim = Claim(claim.expect, claim.scale, at_most=c.margin if claim.scale == "difference" else 1 + c.margin)
-    values = collect(c, reading, rows, name) if measure else Values(rows, lacking=f"no measure {name}")
+        claim = replace(claim, at_most=c.margin if claim.scale == "difference" else 1 + c.margin)
+    if measure is None:
+        values = Values([*rows, *than], lacking=f"no measure {name}")
+    elif than:
+        values = collect_pairs(c, reading, rows, than, name)
+    else:
+        values = collect(c, reading, rows, name)
     judgement = decide(c, values, name, claim, family) if values.rows else None
     outcome = judgement.outcome if judgement else "not comparable" if values.refused else "not tested here"
     return Finding(
-        str(one.get("id")), str(one.get("claim") or ""), name, criterion(claim, measure), str(one.get("source") or ""),
-        values, judgement, outcome, claim.scale, claim,
+        str(one.get("id")), str(one.get("claim") or ""), name, _asked(claim, measure, values),
+        str(one.get("source") or ""), values, judgement, outcome, claim.scale, claim,
     )  # fmt: skip
 
 
@@ -176,16 +130,26 @@ def decide(c: Comparison, values: Values, measure: str, claim: Claim, family: in
     return replace(judgement, outcome="supported", why="") if within else judgement
 
 
-def named(c: Comparison, name: str) -> list[Arm]:
-    return [arm for arm in c.arms if name in (arm.label, arm.row)] or [arm for arm in c.arms if arm.called(name)]
-
-
 def _contrast(c: Comparison, names: Sequence[str]) -> Contrast | None:
     """Of exactly these two rows, in either order."""
     labels = {arm.label for name in names for arm in named(c, name) if name not in BEFORE_RL}
     if len(names) != 2 or len(labels) != 2:
         return None
     return next((one for one in c.contrasts if {one.first, one.second} == labels), None)
+
+
+def compared(labels: Sequence[str], claim: Claim) -> tuple[str, str]:
+    """The two differences, or ratios, of an interaction: ("grpo long − ppo long", "grpo short − ppo short")."""
+    sign = " / " if claim.scale == "ratio" else " − "
+    return sign.join(labels[:2]), sign.join(labels[2:])
+
+
+def _asked(claim: Claim, measure: Measure | None, values: Values) -> str:
+    words = criterion(claim, measure)
+    if not claim.interaction:
+        return words
+    first, second = compared(values.labels, claim)
+    return f"{words}: {first} against {second}"
 
 
 def criterion(claim: Claim, measure: Measure | None) -> str:
@@ -212,41 +176,8 @@ def criterion(claim: Claim, measure: Measure | None) -> str:
 def _found(finding: Finding, measure: Measure | None) -> str:
     if finding.judgement is None or measure is None:
         return NONE
-    return interval_text(finding.judgement.interval, measure, finding.scale)
-
-
-def _across(names: Sequence[str]) -> bool:
-    """The claim itself is about models ("the larger, the higher"): its rows name one each."""
-    return all(" model=" in name or name in BEFORE_RL for name in names)
-
-
-def _refused(
-    rows: Sequence[Mapping[int, Run]], seeds: Sequence[int], across_models: bool, measure: Measure
-) -> str | None:
-    """Each row of a claim against its first; where models are what is compared, that they differ is no reason. A
-    measure of the final test compares its problems one by one."""
-    reasons: dict[str, None] = {}
-    for other in rows[1:]:
-        for seed in seeds:
-            a, b = rows[0][seed], other[seed]
-            if not across_models and measure.kind == "accuracy":
-                reasons |= {why: None} if (why := refusal(a, b)) is not None else {}
-                continue
-            first, second = _decisive(a, measure), _decisive(b, measure)
-            differ = [k for k, v in first.items() if None not in (v, second[k]) and v != second[k]]
-            reasons |= {f"{name} differs": None for name in differ if not (across_models and name in OF_THE_MODEL)}
-    return "; ".join(reasons) or None
-
-
-def _decisive(run: Run, measure: Measure) -> dict[str, str | None]:
-    """What must be equal in both runs of a pair: for a cost what decides it, for others all that makes a pair."""
-    every = facts(run)
-    if measure.kind != "cost":
-        return every
-    kept = {name: every[name] for name in (*OF_THE_MODEL, "budget", "prompt stream")}
-    if measure.unit not in ("s", "bytes"):
-        return kept
-    device = run.provenance.get("device") or {}
-    where: dict[str, Any] = {"processor": run.provenance.get("cpu"), "accelerators": device.get("gpus")}
-    where |= {"number of threads": device.get("torch_threads"), "number of jobs at once": run.config.get("parallel")}
-    return kept | {name: None if value is None else str(value) for name, value in where.items()}
+    text = interval_text(finding.judgement.interval, measure, finding.scale)
+    if finding.asked is None or not finding.asked.interaction:
+        return text
+    between = "ratio of the two ratios" if finding.scale == "ratio" else "of the difference between differences"
+    return f"{text}, {between}"

@@ -30,19 +30,21 @@ class Claim:
     """``expect`` of the first row against the second, or along the rows. ``at_least`` and ``at_most`` bound the size of
     the difference in the claimed direction (second − first of "less"), or the ratio itself (first over second); of a
     list, of its last against its first. Of "equal" and "flat" ``at_most`` is the margin: a difference, or a ratio
-    above 1."""
+    above 1. ``interaction``: of four rows, what is claimed is of (first − second) against (third − fourth), of ratios
+    (first / second) against (third / fourth)."""
 
     expect: Expect
     scale: Literal["difference", "ratio"] = "difference"
     at_least: float | None = None
     at_most: float | None = None
+    interaction: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """``interval`` is the plain 95 % one of what the table prints: first − second, or last − first of a list; of a
-    ratio it is the ratio itself. ``simultaneous`` is the one that decides. ``why``: "" where nothing is to be added.
-    """
+    """``interval`` is the plain 95 % one of what the table prints: first − second, last − first of a list, or between
+    two differences; of a ratio it is the ratio itself. ``simultaneous`` is the one that decides. ``why``: "" where
+    nothing is to be added."""
 
     outcome: Outcome
     interval: Interval
@@ -52,7 +54,8 @@ class Judgement:
 
 
 def judge(rows: Sequence[Sequence[float]], claim: Claim, *, family: int = 1, counted: bool = False) -> Judgement:
-    """Judge ``claim`` on ``rows``: (rows, seeds) values, paired by seed, at least two rows and one seed.
+    """Judge ``claim`` on ``rows``: (rows, seeds) values, paired by seed, at least two rows (four of an interaction) and
+    one seed.
 
     ``counted``: shares of counted problems, where a difference other than 0 that is equal in every seed is chance and
     leaves no spread to judge by, while 0 in every seed is a setting without effect, as in ``stats.verdicts``; other
@@ -60,12 +63,15 @@ def judge(rows: Sequence[Sequence[float]], claim: Claim, *, family: int = 1, cou
     """
     values = np.asarray(rows, dtype=np.float64)
     level = 1 - ALPHA / family
-    ends = (0, 1) if len(values) == 2 else (len(values) - 1, 0)
-    if claim.scale == "ratio":
-        if not (values > 0).all():
-            plain = _interval(values[ends[0]] - values[ends[1]], 0.95, counted)
-            return Judgement("not established", plain, plain, values.shape[1], "a value is not above 0: no ratio")
+    positive = bool((values > 0).all())
+    if claim.scale == "ratio" and positive:
         values = np.log(values)
+    if claim.interaction:
+        values = values[[0, 2]] - values[[1, 3]]
+    ends = (0, 1) if len(values) == 2 else (len(values) - 1, 0)
+    if claim.scale == "ratio" and not positive:
+        plain = _interval(values[ends[0]] - values[ends[1]], 0.95, counted)
+        return Judgement("not established", plain, plain, values.shape[1], "a value is not above 0: no ratio")
     difference = values[ends[0]] - values[ends[1]]
     plain, strict = (_interval(difference, at, counted) for at in (0.95, level))
     if values.shape[1] < SEEDS_FOR_VERDICT:

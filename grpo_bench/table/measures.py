@@ -15,8 +15,9 @@ from grpo_bench.records import Run
 from grpo_bench.stats.curves import Reached
 from grpo_bench.table.arms import Arm, before_rl
 from grpo_bench.table.collapse import collapsed
-from grpo_bench.table.curves import DEV, Target, reached, target, whole_end
+from grpo_bench.table.curves import DEV, Target, common_end, reached, target, whole_end
 from grpo_bench.table.readers import (
+    common_area,
     cost,
     curve_area,
     drift,
@@ -71,6 +72,7 @@ class Reading:
     arms: Sequence[Arm]
     _values: dict[tuple[str, str], float | None] = field(default_factory=dict)
     _target: list[Target | None] = field(default_factory=list)
+    _common: dict[tuple[str, str], float | None] = field(default_factory=dict)
 
     @property
     def target(self) -> Target | None:
@@ -82,6 +84,12 @@ class Reading:
     def whole_end(self, run: Run, key: str, axis: str = "samples") -> float | None:
         """Where a stopped run would have ended, see ``curves.whole_end``."""
         return whole_end(self.arms, run, key, axis)
+
+    def common_end(self, key: str, axis: str) -> float | None:
+        """The furthest place that all of the study's runs reach, see ``curves.common_end``."""
+        if (key, axis) not in self._common:
+            self._common[key, axis] = common_end(self.arms, key, axis)
+        return self._common[key, axis]
 
     def reached(self, run: Run, axis: str) -> Reached | None:
         """Where the run came to the study's target on ``axis``, or that it did not; None without target or curve."""
@@ -145,6 +153,10 @@ MEASURES: dict[str, Measure] = {
     "learning_curve_area": Measure("area under the learning curve", "fraction", "higher",
                                    curve_area(DEV), "training", True, None,
                                    "mean dev accuracy over the run (trapezoids), a stopped one held at its last"),
+    "learning_curve_area_tokens": Measure("area under the learning curve by tokens", "fraction", "higher",
+                                          common_area(DEV, "generated_tokens"), "training", True, None,
+                                          "mean dev accuracy over the generated tokens that every run of the study "
+                                          "has, those of the shortest one (trapezoids)"),
     "reward_area": Measure("area under the training curve", "fraction", "higher",
                            curve_area("reward/correct"), "training", False, None,
                            "mean share of right training samples over the run (trapezoids)"),

@@ -132,6 +132,7 @@ def facts(run: Run) -> dict[str, str | None]:
         "warm-start settings": _warmstart(model),
         "task version": f"{task['name']} v{task.get('version')}" if task.get("name") else None,
         "verifier version": verifier(run),
+        "grader": _short(prints.get("grader")),
         "budget": budget(run),
         "machine, whose seconds the budget counts,": _machine(run),
         "compute precision": model.get("dtype"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_bench.records import Run, training_seconds
 from grpo_bench.table.arms import before_rl, mean_of
-from grpo_bench.table.curves import DEV, area, value_at
+from grpo_bench.table.curves import DEV, area, area_to, value_at
 
 if TYPE_CHECKING:
     from grpo_bench.table.measures import Reading
@@ -102,6 +102,16 @@ def trained_seconds(_: Reading, run: Run) -> float | None:
 
 def curve_area(key: str) -> Reader:
     return lambda reading, run: area(run, key, reading.whole_end(run, key))
+
+
+def common_area(key: str, axis: str) -> Reader:
+    """Over what all runs of the study have of ``axis``, so that none is ahead for having gone on longer."""
+
+    def read(reading: Reading, run: Run) -> float | None:
+        place = reading.common_end(key, axis)
+        return None if place is None else area_to(run, key, axis, place)
+
+    return read
 
 
 def per(read: Reader, counter: str) -> Reader:

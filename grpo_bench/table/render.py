@@ -208,6 +208,7 @@ def _arm(arm: Arm) -> dict[str, Any]:
 def _finding(finding: Finding) -> dict[str, Any]:
     shown: dict[str, Any] = {k: getattr(finding, k) for k in ("id", "claim", "measure", "criterion", "source", "scale")}
     values = finding.values
+    shown["interaction"] = finding.asked is not None and finding.asked.interaction  # of four rows
     shown |= {"outcome": finding.outcome, "why": finding.why, "seeds": values.seeds}
     shown["rows"] = [{"row": label, "values": row} for label, row in zip(values.labels, values.rows, strict=False)]
     for name in ("interval", "simultaneous"):
