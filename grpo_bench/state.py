@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
+from grpo_bench.model_states import model_states
 from grpo_bench.rewards.model import add_cost
 from grpo_bench.types import Rollouts, UserError
 
@@ -163,6 +164,8 @@ def result_of(
                 "total": sum(seconds.values()),
             },
             "peak_memory_bytes": state.peak_memory,
+            "memory": model_states(parts.models, parts.learner, parts.engine),
+            "micro_batch_tokens": parts.learner.tokens,  # the limit at the end, halved where memory ran out
             "parameters": parts.models.parameters(),
             **({"reward_model": state.reward_model} if state.reward_model else {}),
         },
