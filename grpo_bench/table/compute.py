@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from grpo_bench.records import Run
 from grpo_bench.stats.curves import ToTarget, to_target
 from grpo_bench.table.arms import Arm, mean_of
+from grpo_bench.table.aspects import peak_of
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.layout import (
     NONE,
@@ -33,6 +32,9 @@ def cost_sheet(c: Comparison) -> Sheet:
     header += grouped("s/update", ["rollout", "reward", "score", "update", "sum"])
     header += ["s/step", "eval s", "total s", "samples", "of them extra", "prompts", "tokens generated"]
     header += ["trained", "updates", "FLOPs"]
+    counted = [(run.cost.get("memory") or {}).items() for arm in c.arms for run in arm.scored]
+    kinds_held = list(dict.fromkeys(kind for states in counted for kind, size in states if size))
+    header += grouped("model states", [*kinds_held, "sum"]) if kinds_held else []
     learnt = any("parameters_reward_model" in arm.cost for arm in c.arms)
     header += ["reward model", "its memory", "its s/update"] if learnt else []
     rows = []
@@ -47,6 +49,9 @@ def cost_sheet(c: Comparison) -> Sheet:
         row = [arm_label(arm), *nets, memory(cost.get("peak_memory_bytes")), *phases]
         row += [*[number(x, 3) for x in clocks[:2]], *[number(x, 0) for x in clocks[2:]]]
         row += [*[integer(cost.get(kind)) for kind in kinds], scientific(cost.get("flops"))]
+        if kinds_held:
+            row += [memory(cost.get(f"memory_{kind}") or None) for kind in kinds_held]
+            row.append(memory(cost.get("model_states")))
         if learnt:
             row += [count(cost.get("parameters_reward_model")), memory(cost.get("memory_reward_model"))]
             row.append(number(cost.get("seconds_per_update_reward_model"), 3))
@@ -56,6 +61,11 @@ def cost_sheet(c: Comparison) -> Sheet:
         "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops, extra ones that it "
         "takes for its baseline, and a critic's warm-up are charged to it."
     ]
+    if kinds_held:
+        notes.append(
+            "Model states: bytes of tensors at the end of a run, the gradients as an update holds them; optimizer is "
+            "AdamW's moments, sampler a copy of the weights that is kept for sampling."
+        )
     if learnt:
         notes.append("A reward model's memory is its weights and what scoring takes; its seconds are part of reward.")
     return Sheet("cost", "Cost, measured", header, rows, notes)
@@ -93,8 +103,7 @@ def compute_sheet(c: Comparison) -> Sheet | None:
         "tokens only, a critic without a language-model head. How many samples were scored and trained on is the "
         "record's.",
         "Model states: weights, gradients and AdamW's moments, 16 bytes per trained parameter, and a frozen "
-        "reference; activations, logits and the cache are not in them. Peak memory: "
-        + ("of the GPU's allocator." if _on_gpu(shown) else "of the whole process, libraries included."),
+        "reference; activations, logits and the cache are not in them. Peak memory: " + f"{peak_of(shown)}.",
         f"Against {base.label}: per sample, theory, recorded estimate and measured seconds (evaluation left out).",
     ]
     recorded_flops = [(found[arm.label].total, arm.cost.get("flops")) for arm in shown]
@@ -190,7 +199,3 @@ def _mean(reading: Reading, name: str, arm: Arm) -> float | None:
 
 def _per(gain: float | None, amount: float | None, unit: float) -> float | None:
     return None if gain is None or not amount else gain * unit / amount
-
-
-def _on_gpu(arms: Sequence[Arm]) -> bool:
-    return any((run.provenance.get("device") or {}).get("gpus") for arm in arms for run in arm.scored[:1])
