@@ -71,7 +71,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         algo = cfg.algo
         reference = algo.needs_reference and (cfg.kl_coef > 0 or algo.kl.control == "adaptive")
         models = make_models(model, cfg.model, dtype, algo.needs_critic, reference or cfg.measure_kl)
-        learner = Learner(cfg, algo, models)
+        learner = Learner(cfg, algo, models, meter.part)
         meta = {
             "run_id": run_id(cfg),
             "arm": cfg.arm or algo.name,
