@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grpo_bench.cost import Timed, untimed
+from grpo_bench.cost import KEPT_ELEMENTS, Timed, untimed
 from grpo_bench.policy.critic import Critic
-from grpo_bench.policy.head import KEPT_ELEMENTS
 from grpo_bench.policy.layout import layout
 from grpo_bench.policy.load import Models
 from grpo_bench.policy.memory import share_of_memory

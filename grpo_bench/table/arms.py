@@ -134,6 +134,7 @@ def _flat_cost(run: Run) -> dict[str, float | None]:
     flat["model_states"] = sum(held.values()) if held else None
     seconds = cost.get("seconds") or {}
     work = training_seconds(run)
+    flat |= {f"seconds_part_{part}": value for part, value in (seconds.get("parts") or {}).items()}
     for phase in PHASES:
         flat[f"seconds_{phase}"] = seconds.get(phase)
         flat[f"seconds_per_update_{phase}"] = _ratio(seconds.get(phase), cost.get("updates"))

@@ -1,11 +1,9 @@
-"""What each row cost: measured, by theory from its own configuration, and what it got for it."""
+"""What each row cost, as measured, and what it got for it."""
 
 from __future__ import annotations
 
-from grpo_bench.records import Run
 from grpo_bench.stats.curves import ToTarget, to_target
 from grpo_bench.table.arms import Arm, mean_of
-from grpo_bench.table.aspects import peak_of
 from grpo_bench.table.compare import Comparison
 from grpo_bench.table.layout import (
     NONE,
@@ -20,7 +18,6 @@ from grpo_bench.table.layout import (
     scientific,
 )
 from grpo_bench.table.measures import Reading
-from grpo_bench.table.theory import PHASES, Theory, prompt_length, theory
 
 AXES = ("samples", "tokens", "updates", "seconds")
 _COUNTER = {"tokens": "generated_tokens"}  # in metrics.jsonl
@@ -71,53 +68,6 @@ def cost_sheet(c: Comparison) -> Sheet:
     return Sheet("cost", "Cost, measured", header, rows, notes)
 
 
-def compute_sheet(c: Comparison) -> Sheet | None:
-    """Theory beside measure: FLOPs by phase, model states, and both against one row; None without costs."""
-    runs = {arm.label: _run(arm) for arm in c.arms}
-    prompt = prompt_length([run for arm in c.arms for run in arm.scored])
-    if prompt is None:
-        return None
-    found = {label: t for label, run in runs.items() if run and (t := theory(run, *prompt)) is not None}
-    shown = [arm for arm in c.arms if arm.label in found]
-    if not shown:
-        return None
-    base = next((arm for arm in shown if c.baseline and arm.called(c.baseline)), shown[0])
-    header = ["", *grouped("FLOPs a sample", [*PHASES, "sum", "recorded", "theory / recorded"])]
-    header += ["model states", "peak memory"]
-    against = ["FLOPs, theory", "FLOPs, recorded", "seconds", "model states", "peak memory"]
-    header += grouped(f"× {base.label}", against)
-    rows = []
-    for arm in shown:
-        t = found[arm.label]
-        samples = arm.cost.get("samples") or 0.0
-        recorded = arm.cost.get("flops")
-        row = [arm_label(arm), *[scientific(t.flops[p] / samples) if t.flops[p] else NONE for p in PHASES]]
-        row += [scientific(t.total / samples), scientific(recorded / samples if recorded else None)]
-        row += [number(t.total / recorded if recorded else None, 2)]
-        row += [memory(t.states), memory(arm.cost.get("peak_memory_bytes"))]
-        rows.append([*row, *_against(arm, base, t, found[base.label])])
-    lengths = f"mean prompt {prompt[0]:.1f} tokens" + (", solved from the recorded FLOPs" if prompt[1] else "")
-    notes = [
-        f"FLOPs a sample, by theory from each row's configuration and its recorded answers ({lengths}): 2 per "
-        "parameter and token forward, twice that backward, and attention; a prompt once per group, logits at sampled "
-        "tokens only, a critic without a language-model head. How many samples were scored and trained on is the "
-        "record's.",
-        "Model states: weights, gradients and AdamW's moments, 16 bytes per trained parameter, and a frozen "
-        "reference; activations, logits and the cache are not in them. Peak memory: " + f"{peak_of(shown)}.",
-        f"Against {base.label}: per sample, theory, recorded estimate and measured seconds (evaluation left out).",
-    ]
-    recorded_flops = [(found[arm.label].total, arm.cost.get("flops")) for arm in shown]
-    ratios = [total / flops for total, flops in recorded_flops if flops]
-    if any(not 0.8 < ratio < 1.25 for ratio in ratios):
-        notes.append(
-            "Theory / recorded far from 1: the run's own estimate counts otherwise (older records charge a prompt once "
-            "per answer in training), or it did work that its configuration does not tell (rollouts for a baseline)."
-        )
-    if not all(t.shaped for t in found.values()):
-        notes.append("The shape of a model is not known here: its parameters stand for it, attention is left out.")
-    return Sheet("compute", "Compute: theory and measure", header, rows, notes)
-
-
 def efficiency_sheet(c: Comparison) -> Sheet | None:
     """What was got for it: gain per cost, and samples and seconds to a target; None without a gain to speak of."""
     reading = Reading(c.arms)
@@ -165,32 +115,6 @@ def _median(took: ToTarget | None, digits: int) -> str:
     if took is None:
         return NONE
     return f"beyond {number(took.until, digits)}" if took.median is None else number(took.median, digits)
-
-
-def _run(arm: Arm) -> Run | None:
-    """The run that stands for its row: configuration and sizes are the same in all, tokens nearly so."""
-    return next((run for run in arm.scored if run.cost), None)
-
-
-def _against(arm: Arm, base: Arm, t: Theory, other: Theory) -> list[str]:
-    def per_sample(one: Arm, value: float | None) -> float | None:
-        samples = one.cost.get("samples")
-        return None if value is None or not samples else value / samples
-
-    pairs = [
-        (per_sample(arm, t.total), per_sample(base, other.total)),
-        (per_sample(arm, arm.cost.get("flops")), per_sample(base, base.cost.get("flops"))),
-        (_seconds(arm), _seconds(base)),
-        (t.states, other.states),
-        (arm.cost.get("peak_memory_bytes"), base.cost.get("peak_memory_bytes")),
-    ]
-    return [number(a / b, 2) if a is not None and b else NONE for a, b in pairs]
-
-
-def _seconds(arm: Arm) -> float | None:
-    """Of training, a sample."""
-    rate = arm.cost.get("samples_per_second")
-    return 1 / rate if rate else None
 
 
 def _mean(reading: Reading, name: str, arm: Arm) -> float | None:
