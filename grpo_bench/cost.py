@@ -9,15 +9,24 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the benchmark's table reads Size and must not pay for torch
     import torch
     from transformers import PreTrainedModel
+
+PARTS = ("old_logp", "reference", "values", "actor", "critic")  # of the phases score and update
+KEPT_ELEMENTS = 2**26  # of probabilities kept from an update's forward to its backward, see policy/head.py
+Timed = Callable[[str], AbstractContextManager[None]]  # such as ``Meter.part``
+
+
+def untimed(_: str) -> AbstractContextManager[None]:
+    """A part of a phase whose seconds nobody asked for."""
+    return contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +77,14 @@ class Size:
 
 
 class Meter:
-    """Seconds by phase, of this step and of the whole run (interruptions left out)."""
+    """Seconds by phase, of this step and of the whole run (interruptions left out); of the whole run also by part."""
 
     def __init__(self, device: torch.device, total: dict[str, float] | None = None) -> None:
         self.device = device
         self.total: dict[str, float] = defaultdict(float, total or {})
         self.step: dict[str, float] = defaultdict(float)
+        self.parts: dict[str, float] = defaultdict(float)
+        self._marks: list[tuple[str, Any, Any]] = []  # CUDA events around parts of the phase
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -83,9 +94,35 @@ class Meter:
             import torch
 
             torch.cuda.synchronize(self.device)  # kernels run on after the call returns
+            for part, begun, ended in self._marks:
+                self.parts[part] += begun.elapsed_time(ended) / 1000
+            self._marks = []
         seconds = time.perf_counter() - start
         self.total[name] += seconds
         self.step[name] += seconds
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Inside a phase: its seconds belong to ``name`` (one of ``PARTS``) too. A GPU is not waited for: two marks in
+        its queue are read when the phase ends."""
+        start = self._mark()
+        try:
+            yield
+        finally:  # what ran out of memory took its time as well
+            end = self._mark()
+            if self.device.type == "cuda":
+                self._marks.append((name, start, end))
+            else:
+                self.parts[name] += end - start
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def end_step(self) -> dict[str, float]:
         """Seconds of the step by phase; the next step begins."""

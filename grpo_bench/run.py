@@ -64,13 +64,15 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         check_lengths(model, cfg)
         engine = make_engine(cfg.rollout)
         rewards.load(cfg)
-        plain = Policy(model, dtype)
-        shared, summaries, prints = prepare(cfg, directory.parent, task, plain, tokenizer, engine, console)
+        # this policy has no name here: what an engine keeps for it (a copy of its weights) goes when it does
+        shared, summaries, prints = prepare(
+            cfg, directory.parent, task, Policy(model, dtype), tokenizer, engine, console
+        )
 
         algo = cfg.algo
         reference = algo.needs_reference and (cfg.kl_coef > 0 or algo.kl.control == "adaptive")
         models = make_models(model, cfg.model, dtype, algo.needs_critic, reference or cfg.measure_kl)
-        learner = Learner(cfg, algo, models)
+        learner = Learner(cfg, algo, models, meter.part)
         meta = {
             "run_id": run_id(cfg),
             "arm": cfg.arm or algo.name,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
+from grpo_bench.cost import PARTS
+from grpo_bench.model_states import model_states
 from grpo_bench.rewards.model import add_cost
 from grpo_bench.types import Rollouts, UserError
 
@@ -41,6 +43,7 @@ class State:
     algo: dict[str, float] = field(default_factory=dict)
     reward_model: dict[str, float] = field(default_factory=dict)  # its cost so far; {} without one
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # of the seconds of scoring and updating
     peak_memory: int = 0
     nan_steps: int = 0
     nan_in_a_row: int = 0
@@ -101,7 +104,7 @@ def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def to_checkpoint(parts: Parts, state: State) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Groups of tensors and JSON that ``from_checkpoint`` restores exactly. No random state: noise is keyed by step."""
-    state.seconds = dict(parts.meter.total)
+    state.seconds, state.parts = dict(parts.meter.total), dict(parts.meter.parts)
     tensors = {"policy": _trained(parts.models.policy)}
     if parts.models.critic is not None:
         tensors["critic"] = _trained(parts.models.critic)
@@ -125,6 +128,7 @@ def from_checkpoint(checkpoint: Checkpoint, parts: Parts) -> State:
     parts.learner.tokens = checkpoint.state.get("micro_batch_tokens", parts.learner.tokens)
     state = State(**checkpoint.state["state"])
     parts.meter.total.update(state.seconds)
+    parts.meter.parts.update(state.parts)
     return state
 
 
@@ -161,8 +165,11 @@ def result_of(
             "seconds": {
                 **{name: seconds.get(name, 0.0) for name in ("rollout", "reward", "score", "update", "eval")},
                 "total": sum(seconds.values()),
+                "parts": {name: parts.meter.parts.get(name, 0.0) for name in PARTS},
             },
             "peak_memory_bytes": state.peak_memory,
+            "memory": model_states(parts.models, parts.learner, parts.engine),
+            "micro_batch_tokens": parts.learner.tokens,  # the limit at the end, halved where memory ran out
             "parameters": parts.models.parameters(),
             **({"reward_model": state.reward_model} if state.reward_model else {}),
         },

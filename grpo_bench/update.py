@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import ops
-from grpo_bench.cost import Size
-from grpo_bench.policy import Models, layout, memory_errors
+from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.policy import Layout, Models, layout, memory_errors
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
 from grpo_bench.rollout.noise import generator
@@ -91,10 +91,14 @@ def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.
 
 
 class Learner:
-    """Policy and critic with their optimisers; ``update`` is one step's worth of them."""
+    """Policy and critic with their optimisers; ``update`` is one step's worth of them.
 
-    def __init__(self, cfg: Config, algo: Algorithm, models: Models) -> None:
+    ``timed`` gets the seconds of the parts of scoring and updating, such as ``Meter.part``.
+    """
+
+    def __init__(self, cfg: Config, algo: Algorithm, models: Models, timed: Timed = untimed) -> None:
         assert cfg.lr is not None
+        self.timed = timed
         self.cfg, self.algo, self.models = cfg, algo, models
         self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)  # halved when memory runs out
         self.kept: list[tuple[Tensor, Tensor]] = []  # values of this step's rows, with their graphs
@@ -140,7 +144,8 @@ class Learner:
             room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
             if len(parts) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
                 try:
-                    self.kept = live_values(batch, critic, self.tokens, packed)
+                    with self.timed("values"):
+                        self.kept = live_values(batch, critic, self.tokens, packed)
                 except (RuntimeError, MemoryError) as e:
                     self._halve(e)  # the graph is given up: the critic looks twice
         without = self.without_signal(batch)
@@ -153,10 +158,10 @@ class Learner:
             }
             out = replace(out, **both)
         if self.kept:
-            values = torch.zeros(batch.mask.shape, dtype=self.kept[0][1].dtype, device=batch.mask.device)
+            known = torch.zeros(batch.mask.shape, dtype=self.kept[0][1].dtype, device=batch.mask.device)
             for rows, part in self.kept:
-                values[rows] = part.detach()
-            out = replace(out, values=values)
+                known[rows] = part.detach()
+            out = replace(out, values=known)
         return out
 
     def _score(self, batch: Batch, taken: Tensor, old: bool, values: bool) -> Batch:
@@ -164,7 +169,7 @@ class Learner:
         some = replace(batch, mask=batch.mask * taken[:, None])
         while True:
             try:
-                out = score(some, self.models, self.cfg.rollout.temperature, 4 * self.tokens, old, values)
+                out = score(some, self.models, self.cfg.rollout.temperature, 4 * self.tokens, old, values, self.timed)
                 return replace(out, mask=batch.mask)
             except (RuntimeError, MemoryError) as e:
                 self._halve(e)
@@ -211,13 +216,15 @@ class Learner:
                     stopped = 1
                     break
                 if train_policy or self.shared:
-                    norm, applied = self.policy.step(loss + (value_loss if self.shared else 0.0), progress)
+                    with self.timed("actor"):
+                        norm, applied = self.policy.step(loss + (value_loss if self.shared else 0.0), progress)
                     skipped += not applied
                     if train_policy:
                         seen["grad_norm"].append(norm)
                         seen["n_updates"].append(float(applied))
                 if self.critic is not None:
-                    norm, applied = self.critic.step(value_loss, progress)
+                    with self.timed("critic"):
+                        norm, applied = self.critic.step(value_loss, progress)
                     skipped += not applied
                     seen["value_grad_norm"].append(norm)
             if stopped:
@@ -260,8 +267,11 @@ class Learner:
     def _accumulate(
         self, batch: Batch, rows: Tensor, without: Tensor, train_policy: bool, seen: dict[str, list[float]]
     ) -> tuple[float, float]:
-        """Gradients of one minibatch, micro-batch by micro-batch: weights are fixed beforehand, so sums are exact."""
-        cfg, algo, models = self.cfg, self.algo, self.models
+        """Gradients of one minibatch, micro-batch by micro-batch: weights are fixed beforehand, so sums are exact.
+
+        Policy and a critic of its own go one after the other: neither's activations stand beside the other's.
+        """
+        algo, models = self.algo, self.models
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
@@ -272,25 +282,17 @@ class Learner:
             part, some_rows = take(batch, some), layout(batch, some)
             weight = weights[some]
             self._charge(part, train_policy, self.critic is not None and not self.kept)
-            loss = torch.zeros((), device=weight.device)
-            states = models.policy.states(some_rows) if train_policy or self.shared else None
-            if train_policy:
-                logp, entropy = models.policy.logp(some_rows, cfg.rollout.temperature, states, algo.needs_entropy)
-                if part.old_logp is None:  # one update per rollout: the policy is the one that sampled
-                    part = replace(part, old_logp=logp.detach())
-                policy_loss = (weight * algo.token_loss(logp, part, entropy if algo.needs_entropy else None)).sum()
-                loss = loss + policy_loss
-                sums["policy_loss"] += float(policy_loss.detach())
-                self._observe(part, logp.detach(), entropy.detach(), sums, ratios)
-            if models.critic is not None and not self.kept:
-                if not train_policy and states is not None:
-                    states = states.detach()  # the policy is frozen: only the head learns
-                loss = loss + self._value_loss(part, weight, models.critic.values(some_rows, states), sums)
-            loss.backward()
+            if train_policy or self.shared:
+                with self.timed("actor"):
+                    self._actor(part, some_rows, weight, train_policy, sums, ratios)
+            if models.critic is not None and not self.shared and not self.kept:
+                with self.timed("critic"):
+                    self._value_loss(part, weight, models.critic.values(some_rows), sums).backward()
         for some, values in self.kept:
             part = take(batch, some)
             self._charge(part, False, True)
-            self._value_loss(part, weights[some], values, sums).backward()
+            with self.timed("critic"):
+                self._value_loss(part, weights[some], values, sums).backward()
         if train_policy and not len(rows):  # moments decay and move weights, as they do on a gradient of 0
             for parameter in self.policy.parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -306,6 +308,28 @@ class Learner:
         if models.critic is not None:
             seen["value_loss"].append(sums["value_loss"])
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
+
+    def _actor(
+        self, part: Batch, rows: Layout, weight: Tensor, train_policy: bool, sums: dict[str, float],
+        ratios: list[tuple[float, float]],
+    ) -> None:  # fmt: skip
+        """Forward and backward of the policy on some rows, with a value head on its trunk if it has one."""
+        algo, models, temperature = self.algo, self.models, self.cfg.rollout.temperature
+        loss = torch.zeros((), device=weight.device)
+        states = models.policy.states(rows)
+        if train_policy:
+            logp, entropy = models.policy.logp(rows, temperature, states, algo.needs_entropy)
+            if part.old_logp is None:  # one update per rollout: the policy is the one that sampled
+                part = replace(part, old_logp=logp.detach())
+            policy_loss = (weight * algo.token_loss(logp, part, entropy if algo.needs_entropy else None)).sum()
+            loss = loss + policy_loss
+            sums["policy_loss"] += float(policy_loss.detach())
+            self._observe(part, logp.detach(), entropy.detach(), sums, ratios)
+        if self.shared and models.critic is not None:
+            # the policy is frozen: only the head learns
+            states = states if train_policy else states.detach()
+            loss = loss + self._value_loss(part, weight, models.critic.values(rows, states), sums)
+        loss.backward()
 
     def _value_loss(self, part: Batch, weight: Tensor, values: Tensor, sums: dict[str, float]) -> Tensor:
         """The weighted value loss of some rows, which joins the sums."""

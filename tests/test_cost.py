@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -133,6 +134,82 @@ def test_seconds_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(meter.total) == {"rollout": 103.0, "update": 0.5, "eval": 4.0}
     assert meter.training == 103.5  # evaluation counts against no budget
     assert meter.end_step() == {}
+
+
+def test_parts_of_a_phase_stand_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 3.0, 3.5, 4.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    meter = Meter(CPU)
+    with meter.phase("score"):
+        with meter.part("old_logp"):
+            pass
+        with pytest.raises(MemoryError), meter.part("values"):  # what it took until it failed counts
+            raise MemoryError
+    assert dict(meter.parts) == {"old_logp": 2.0, "values": 0.5}
+    assert meter.training == 4.0  # a part is no phase of its own
+    assert meter.end_step() == {"score": 4.0}
+
+
+def test_a_gpu_is_waited_for_once_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.place = 0
+
+        def record(self, stream: str) -> None:
+            self.place = len(queue)
+            queue.append(stream)
+
+        def elapsed_time(self, other: Event) -> float:
+            assert queue[-1] == "synchronised"
+            return 250.0 * (other.place - self.place)  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "mark")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: queue.append("synchronised"))
+    meter = Meter(torch.device("cuda"))
+    with meter.phase("update"):
+        for _ in range(2):
+            with meter.part("actor"):
+                queue.append("work")
+        with meter.part("critic"):
+            pass
+    assert queue == ["mark", "work", "mark"] * 2 + ["mark", "mark", "synchronised"]
+    assert dict(meter.parts) == {"actor": 1.0, "critic": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scoring", "updating"),
+    [
+        (("algo=grpo", "epochs=2"), ["old_logp", "old_logp", "reference"], ["actor"]),  # states, then the head
+        (("algo=grpo", "kl_coef=0", "epochs=1"), [], ["actor"]),
+        (("algo=ppo", "kl_coef=0", "epochs=2"), ["old_logp", "old_logp", "values"], ["actor", "critic"]),
+        (("algo=ppo", "kl_coef=0", "epochs=1"), ["values"], ["actor", "critic"]),  # kept values: no second forward
+        (("algo=ppo", "model.critic=shared", "kl_coef=0", "epochs=1"), ["values", "values"], ["actor"]),
+        (("algo=ppo", "algo.critic_warmup=5", "kl_coef=0", "epochs=1"), ["values"], ["critic"]),
+    ],
+)
+def test_what_counts_as_which_part(settings: tuple[str, ...], scoring: list[str], updating: list[str]) -> None:
+    seen: list[str] = []
+
+    def timed(name: str) -> contextlib.AbstractContextManager[None]:
+        seen.append(name)
+        return contextlib.nullcontext()
+
+    cfg = make(*settings, "samples_per_step=8", "group_size=2", "minibatches=1")
+    model = network("llama", double=False)
+    models = make_models(model, cfg.model, torch.float32, cfg.algo.needs_critic, cfg.kl_coef > 0)
+    learner = Learner(cfg, cfg.algo, models, timed)
+    batch = replace(batch_of(ragged(8, cfg.group_size)), kl_coef=cfg.kl_coef)
+    batch = learner.scored(batch, cfg.epochs > 1)
+    assert seen == scoring
+    seen.clear()
+    advantages, returns = cfg.algo.advantages(batch)
+    learner.update(replace(batch, advantages=advantages, returns=returns), 1, 0.0)
+    assert sorted(set(seen)) == updating
+    assert set(seen) <= set(cost.PARTS)
 
 
 def test_peak_memory_is_the_processs_largest() -> None:

@@ -83,6 +83,16 @@ def test_a_run_leaves_a_whole_record(tmp_path: Path, name: str, updates: tuple[s
     parameters = result["cost"]["parameters"]
     assert (parameters["critic"] > 0) == (name == "ppo")
     assert parameters["reference"] == parameters["policy"]  # kl_coef 0.04, to the reference
+    held = result["cost"]["memory"]
+    assert (held["policy"], held["critic"]) == (4 * parameters["policy"], 4 * parameters["critic"])
+    assert held["gradients"] == held["policy"] + held["critic"]
+    assert held["sampler"] == 0
+    seconds = result["cost"]["seconds"]
+    parts = seconds["parts"]
+    assert 0 < parts["reference"] + parts["old_logp"] + parts["values"] < seconds["score"]
+    assert 0 < parts["actor"] + parts["critic"] < seconds["update"]
+    assert (parts["critic"] > 0, parts["values"] > 0) == (name == "ppo", name == "ppo")
+    assert result["cost"]["micro_batch_tokens"] == 4096  # the default of a CPU
     assert not list(directory.glob(".*.tmp"))
 
 

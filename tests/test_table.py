@@ -416,6 +416,57 @@ def test_the_articles_claims_with_figures(folder):
     assert cells["code generation, billions of parameters"][0] == "not tested here"
 
 
+HELD = {"policy": 40e6, "critic": 0, "reference": 40e6, "gradients": 40e6, "optimizer": 80e6, "sampler": 0}
+
+
+def count_states(folder: Path, *, last: bool = True) -> None:
+    """Adds to each record what its model states take: PPO's critic doubles all but the reference. ``last``: also to the
+    last run of the folder."""
+    runs = sorted(folder.glob("*-s*"))
+    for run in runs if last else runs[:-1]:
+        result = json.loads((run / "result.json").read_text())
+        twice = {"critic": 40e6, "gradients": 80e6, "optimizer": 160e6} if result["algo"] == "ppo" else {}
+        result["cost"]["memory"] = HELD | twice
+        (run / "result.json").write_text(json.dumps(result))
+
+
+def test_memory_is_judged_on_model_states_where_all_counted_them(folder):
+    def family() -> str:
+        return next(note for note in table.build(folder).sheet("article").notes if note.startswith("Outcomes"))
+
+    def memory() -> list[str]:
+        return next(row for row in table.build(folder).sheet("article").rows if row[0] == "memory")
+
+    # 16 bytes for each of 600,000 weights, and for as many of a critic, by theory
+    said = "500 MB (peak memory); of the whole process, libraries included; model states by theory"
+    before = family()
+    peaks = [f"{said} 10 MB", f"{said} 19 MB; GRPO 1.00 × [1.00, 1.00]: DESCRIPTIVE"]
+    assert memory() == ["memory", "less memory", *peaks]
+    notes = table.build(folder).sheet("article").notes
+    assert any("did not count: its outcome is about the peak memory of the whole process" in note for note in notes)
+    count_states(folder, last=False)
+    assert memory() == ["memory", "less memory", *peaks]  # one run did not count its own
+    count_states(folder)
+    # 40 + 40 + 40 + 80 against 40 + 40 + 40 + 80 + 160
+    grpo, ppo = memory()[2:]
+    kinds = "policy 40 MB + reference 40 MB + gradients 40 MB + optimizer 80 MB"
+    assert grpo == f"200 MB (model states); {kinds}; 500 MB (peak memory)"
+    assert ppo.startswith("360 MB (model states); policy 40 MB + critic 40 MB + ")
+    assert ppo.endswith("GRPO 0.56 × [0.56, 0.56]: DESCRIPTIVE; peak memory 1.00 × [1.00, 1.00]")
+    assert family() == before  # memory is one claim of the table, whatever it is judged on
+
+
+def test_model_states_stand_in_the_cost_by_kind(folder):
+    names = [f"model states: {kind}" for kind in ("policy", "critic", "reference", "gradients", "optimizer", "sum")]
+    assert not set(names) & set(table.build(folder).sheet("cost").header)
+    count_states(folder)
+    sheet = table.build(folder).sheet("cost")
+    rows = [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
+    assert [rows[0][name] for name in names] == ["40 MB", "40 MB", "40 MB", "80 MB", "160 MB", "360 MB"]
+    assert [rows[1][name] for name in names] == ["40 MB", "–", "40 MB", "40 MB", "80 MB", "200 MB"]
+    assert "model states: sampler" not in sheet.header  # nobody kept a copy
+
+
 def test_heading_names_what_a_reader_needs(folder):
     about = dict(table.build(folder).heading.lines)
     assert about["Task"] == "arithmetic v1, trained on split train"

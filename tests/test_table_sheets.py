@@ -161,7 +161,7 @@ def test_what_cannot_be_tested_says_why(whole, hypothesis, outcome, why):
     assert why in finding.why
 
 
-COSTS = ["accuracy", "flops", "seconds_training", "peak_memory", "parameters"]
+COSTS = ["accuracy", "flops", "seconds_training", "peak_memory", "model_states", "parameters"]
 
 
 def refusals(study: Path) -> dict[str, str]:
@@ -205,7 +205,11 @@ def test_seconds_and_bytes_need_the_same_machine(tmp_path, where, said):
         run = write_run(study, name, 0, [1, 0, 0, 0], base=[0] * 4, changes={"parallel": place["parallel"]})
         attempt = {"cpu": place["cpu"], "device": place["device"], "packages": {}}
         (run / "provenance.json").write_text(json.dumps({"attempts": [attempt]}))
+        result = json.loads((run / "result.json").read_text())
+        result["cost"]["memory"] = {"policy": 100}
+        (run / "result.json").write_text(json.dumps(result))
     found = refusals(study)
+    assert found["model_states"] == "descriptive"  # tensors are as large everywhere
     assert {name for name, why in found.items() if said in why} == {"seconds_training", "peak_memory"}
     assert {found["accuracy"], found["flops"], found["parameters"]} == {"descriptive"}
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
+from grpo_bench.cost import KEPT_ELEMENTS  # in the products' precision; else made again
 
 BLOCK_ELEMENTS = 2**20  # of logits worked on at once: what stays in a processor's cache
-KEPT_ELEMENTS = 2**26  # of probabilities kept from forward to backward, in the products' precision; else made again
 
 
 def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

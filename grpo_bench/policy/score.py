@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from grpo_bench.cost import KEPT_ELEMENTS, Timed, untimed
 from grpo_bench.policy.critic import Critic
-from grpo_bench.policy.head import KEPT_ELEMENTS
 from grpo_bench.policy.layout import layout
 from grpo_bench.policy.load import Models
 from grpo_bench.policy.memory import share_of_memory
@@ -103,8 +103,10 @@ def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) 
 
 
 @torch.no_grad()
-def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool) -> Batch:
-    """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T)."""
+def score(
+    batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool, timed: Timed = untimed
+) -> Batch:
+    """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T); ``timed`` gets their seconds."""
     reference = models.has_reference
     shape, device = batch.mask.shape, batch.mask.device
     dtype = next(models.policy.parameters()).dtype  # of the master weights, whatever is computed in
@@ -114,14 +116,20 @@ def score(batch: Batch, models: Models, temperature: float, tokens: int, old: bo
     needed = old or reference or (values and models.critic is not None)
     for rows in micro_batches(batch, live, tokens, models.policy.takes_plans) if needed else ():
         part = layout(batch, rows)
-        states = models.policy.states(part) if old or (values and shared) else None
+        states = None
+        if old or (values and shared):
+            with timed("old_logp" if old else "values"):
+                states = models.policy.states(part)
         if old:
-            out["old_logp"][rows] = models.policy.logp(part, temperature, states)[0]
+            with timed("old_logp"):
+                out["old_logp"][rows] = models.policy.logp(part, temperature, states)[0]
         if reference:
-            with models.policy.adapters_off() if models.reference_is_base else contextlib.nullcontext():
+            base = models.policy.adapters_off() if models.reference_is_base else contextlib.nullcontext()
+            with timed("reference"), base:
                 out["ref_logp"][rows] = (models.reference or models.policy).logp(part, temperature)[0]
         if values and models.critic is not None:
-            out["values"][rows] = models.critic.values(part, states if shared else None)
+            with timed("values"):
+                out["values"][rows] = models.critic.values(part, states if shared else None)
     return replace(
         batch,
         old_logp=out["old_logp"] if old else None,

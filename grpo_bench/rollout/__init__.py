@@ -13,6 +13,8 @@ from grpo_bench.rollout.noise import Noise
 from grpo_bench.types import Rollouts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from grpo_bench.config import RolloutConfig
     from grpo_bench.policy import Policy
 
@@ -68,6 +70,9 @@ class Engine(Protocol):
         calls ``ended`` as soon as it knows of a completion, for each row once, in any order: what judges completions
         can begin while others are sampled.
         """
+
+    def kept_weights(self, policy: Policy) -> list[Tensor]:
+        """Weights that it keeps between rollouts beside the policy's own; [] where it samples from these."""
 
 
 def make_engine(cfg: RolloutConfig) -> Engine:

@@ -63,6 +63,10 @@ class HFEngine:
             alike = [i for i, own in enumerate(most) if own == limit]
             yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
+    def kept_weights(self, policy: Policy) -> list[Tensor]:
+        """See ``Engine``."""
+        return []
+
     @memory_errors()
     @torch.no_grad()
     def generate(

@@ -63,6 +63,10 @@ class NativeEngine:
         row = 2 * config.num_hidden_layers * heads * head * width * positions + CHOICE_BYTES * config.vocab_size
         return max(share_of_memory(policy.device, CACHE_SHARE, CACHE_BYTES) // row, 1)
 
+    def kept_weights(self, policy: Policy) -> list[Tensor]:
+        """See ``Engine``; a copy is kept where captured steps read it."""
+        return self._copies[policy].weights() if policy in self._copies else []
+
     @memory_errors()
     @torch.no_grad()
     def generate(

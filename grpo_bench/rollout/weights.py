@@ -39,6 +39,10 @@ class SamplingCopy:
         for linear in self._packed:
             linear.pack()
 
+    def weights(self) -> list[Tensor]:
+        """All that it holds beside the policy's own weights."""
+        return [low for _, low in self._pairs] + [linear.packed for linear in self._packed]
+
 
 class PackedLinear(nn.Linear):
     """A linear layer that is sampled from: few rows at a time go through weights packed for that."""

@@ -14,7 +14,8 @@ from grpo_bench.table.ablation import ablation_sheet
 from grpo_bench.table.article import article_sheet
 from grpo_bench.table.card import card_sheet
 from grpo_bench.table.compare import Comparison, compare
-from grpo_bench.table.compute import compute_sheet, cost_sheet, efficiency_sheet
+from grpo_bench.table.compute import cost_sheet, efficiency_sheet
+from grpo_bench.table.compute_sheet import compute_sheet
 from grpo_bench.table.contrast_sheet import contrasts_sheet
 from grpo_bench.table.groups import groups_sheet
 from grpo_bench.table.heading import Heading, heading

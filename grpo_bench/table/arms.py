@@ -129,8 +129,12 @@ def _flat_cost(run: Run) -> dict[str, float | None]:
     flat: dict[str, float | None] = {name: cost.get(name) for name in (*names, "peak_memory_bytes")}
     for network in ("policy", "critic", "reference"):
         flat[f"parameters_{network}"] = (cost.get("parameters") or {}).get(network)
+    held = cost.get("memory") or {}
+    flat |= {f"memory_{kind}": size for kind, size in held.items()}
+    flat["model_states"] = sum(held.values()) if held else None
     seconds = cost.get("seconds") or {}
     work = training_seconds(run)
+    flat |= {f"seconds_part_{part}": value for part, value in (seconds.get("parts") or {}).items()}
     for phase in PHASES:
         flat[f"seconds_{phase}"] = seconds.get(phase)
         flat[f"seconds_per_update_{phase}"] = _ratio(seconds.get(phase), cost.get("updates"))

@@ -8,7 +8,7 @@ this study cannot say is taken from studies beside it, or said to be not tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +41,7 @@ Aspect = Callable[[Arm], str]
 @dataclass(frozen=True, slots=True)
 class Said:
     """One claim of the article as a measure of GRPO's row against a PPO row; ``aspect`` adds figures to each cell.
-    ``spread``: not the measure is compared but its sd over seeds."""
+    ``spread``: not the measure is compared but its sd over seeds. ``beside``: a measure shown with it, not judged."""
 
     name: str
     words: str
@@ -49,6 +49,7 @@ class Said:
     claim: Claim
     aspect: Aspect | None = None
     spread: bool = False
+    beside: str = ""
 
 
 CLAIMS = (
@@ -60,7 +61,7 @@ CLAIMS = (
          aspects.speed),
     Said("parameters", "half the parameters", "parameters", Claim("less", "ratio", 0.45, 0.55), aspects.room),
     Said("compute", "half the compute", "flops", Claim("less", "ratio", 0.45, 0.55)),
-    Said("memory", "less memory", "peak_memory", Claim("less", "ratio")),
+    Said("memory", "less memory", "model_states", Claim("less", "ratio"), aspects.held, beside="peak_memory"),
     Said("variance of updates", "updates vary less", "gradient_noise", Claim("less", "ratio")),
     Said("diversity", "sampling a group keeps answers diverse", "entropy_final", Claim("greater")),
 )  # fmt: skip
@@ -73,14 +74,15 @@ def article_sheet(c: Comparison, findings: Sequence[Finding] = ()) -> Sheet | No
     if grpo is None or not ppos:
         return None
     reading = Reading(c.arms)
-    family = sum(_measured(reading, said.measure, [grpo, ppo]) for said in CLAIMS for ppo in ppos)
+    claims = _claims([grpo, *ppos])
+    family = sum(_measured(reading, said.measure, [grpo, ppo]) for said in claims for ppo in ppos)
     header = ["", "the article says", f"GRPO: {arm_label(grpo)}", *[f"PPO: {arm_label(ppo)}" for ppo in ppos]]
     pair = [grpo, *ppos]
     rows = [
         ["value network", "PPO has one, GRPO none", *map(aspects.value_network, pair)],
         ["advantage", "PPO: GAE from the critic; GRPO: relative to the group", *map(aspects.advantage, pair)],
     ]
-    rows += [_claim_row(c, reading, said, grpo, ppos, family, findings) for said in CLAIMS]
+    rows += [_claim_row(c, reading, said, grpo, ppos, family, findings) for said in claims]
     rows += _beyond_rows(c, reading, grpo, len(ppos))
     rows.append(["where it fits", "code generation, models of billions of parameters", *map(aspects.scope, pair)])
     blank = [NONE] * len(ppos)
@@ -95,6 +97,16 @@ def article_sheet(c: Comparison, findings: Sequence[Finding] = ()) -> Sheet | No
         "Stability: the ratio of the sds over seeds with the interval of Pitman and Morgan; collapsed: dev accuracy "
         f"ended more than {WORDS} below its best.",
     ]
+    if claims is CLAIMS:
+        notes.append(
+            "Memory: judged on model states, counted by tensor, which are what the claim is about; the peak memory "
+            f"({aspects.peak_of(pair)}) stands beside them without an outcome."
+        )
+    elif _measured(reading, "peak_memory", pair):
+        notes.append(
+            "Memory: the claim is about model states, which these records did not count: its outcome is about the peak "
+            f"memory {aspects.peak_of(pair)}, and model states are shown by theory."
+        )
     if left:
         notes.append(f"Not shown here: {', '.join(left)}.")
     return Sheet("article", "The article's claims, measured", header, rows, notes, wide=True)
@@ -112,6 +124,19 @@ def chosen(c: Comparison) -> tuple[Arm | None, list[Arm], list[str]]:
     grpos, ppos = (sorted(families[name], key=rank) for name in ("grpo", "ppo"))
     left = [arm.label for arm in [*grpos[1:], *ppos[PPO_ROWS:]]]
     return (grpos[0] if grpos else None), ppos[:PPO_ROWS], left
+
+
+def _claims(arms: Sequence[Arm]) -> tuple[Said, ...]:
+    """The claims, memory as one of them whatever was recorded: on model states where all runs counted theirs, else on
+    the peak, so that the family of the table stays what it is."""
+    if all(run.cost.get("memory") for arm in arms for run in arm.scored):
+        return CLAIMS
+    return tuple(
+        replace(said, measure="peak_memory", aspect=aspects.uncounted, beside="")
+        if said.measure == "model_states"
+        else said
+        for said in CLAIMS
+    )
 
 
 def _claim_row(
@@ -148,7 +173,12 @@ def _figure(reading: Reading, said: Said, arm: Arm) -> str | None:
         goal = f"{100 * aim.accuracy:.0f} % on dev"
         text += f"; median {took.median:,.0f} samples to {goal}" if took.median is not None else f"; to {goal}"
         text += f" ({took.words})"
-    return f"{text}; {said.aspect(arm)}" if said.aspect else text
+    text = f"{text}; {said.aspect(arm)}" if said.aspect else text
+    known = [v for run in arm.scored if said.beside and (v := reading.value(said.beside, run)) is not None]
+    if not known:
+        return text
+    other = MEASURES[said.beside]
+    return f"{text}; {number_text(sum(known) / len(known), other)} ({other.label})"
 
 
 def _against(
@@ -172,7 +202,12 @@ def _against(
         if declared.asked != said.claim or named(c, declared.values.labels[0]) != [grpo]:
             rows = " against ".join(declared.values.labels)
             figures += f"; the study's own {declared.id} ({rows}: {declared.criterion})"
-    return f"{figures}: {outcome.upper()}{f' ({why})' if why else ''}"
+    found = f"{figures}: {outcome.upper()}{f' ({why})' if why else ''}"
+    if said.beside and (other := collect(c, reading, [grpo.label, ppo.label], said.beside)).rows:
+        interval = judge(other.rows, said.claim).interval
+        shown = interval_text(interval, MEASURES[said.beside], said.claim.scale)
+        found += f"; {MEASURES[said.beside].label} {shown}"
+    return found
 
 
 def _spread(grpo: Sequence[float], ppo: Sequence[float], family: int) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from grpo_bench.table.arms import Arm
 from grpo_bench.table.collapse import collapse_count
-from grpo_bench.table.layout import NONE, count, general, integer, number, percent
+from grpo_bench.table.layout import NONE, count, general, integer, memory, number, percent
+from grpo_bench.table.theory import size_of, states
 
 
 def value_network(arm: Arm) -> str:
@@ -68,6 +71,27 @@ def speed(arm: Arm) -> str:
 def room(arm: Arm) -> str:
     nets = {net: arm.cost.get(f"parameters_{net}") for net in ("policy", "critic", "reference")}
     return " + ".join(f"{net} {count(size)}" for net, size in nets.items() if size) or NONE
+
+
+def peak_of(arms: Sequence[Arm]) -> str:
+    """What a peak of memory is the peak of."""
+    on_gpu = any((run.provenance.get("device") or {}).get("gpus") for arm in arms for run in arm.scored[:1])
+    return "of the GPU's allocator" if on_gpu else "of the whole process, libraries included"
+
+
+def held(arm: Arm) -> str:
+    """Model states by kind, as counted."""
+    kinds: dict[str, int] = next((run.cost["memory"] for run in arm.scored if run.cost.get("memory")), {})
+    return " + ".join(f"{kind} {memory(size)}" for kind, size in kinds.items() if size) or NONE
+
+
+def uncounted(arm: Arm) -> str:
+    """What a peak of memory is worth where model states were not counted."""
+    run = next((run for run in arm.scored if (run.cost.get("parameters") or {}).get("policy")), None)
+    share = None
+    if run is not None:
+        share = states(run, size_of(run.config.get("model") or {}, float(run.cost["parameters"]["policy"]))[0])
+    return peak_of([arm]) + (f"; model states by theory {memory(share)}" if share else "")
 
 
 def scope(arm: Arm) -> str:

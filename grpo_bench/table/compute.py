@@ -1,10 +1,7 @@
-"""What each row cost: measured, by theory from its own configuration, and what it got for it."""
+"""What each row cost, as measured, and what it got for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from grpo_bench.records import Run
 from grpo_bench.stats.curves import ToTarget, to_target
 from grpo_bench.table.arms import Arm, mean_of
 from grpo_bench.table.compare import Comparison
@@ -21,7 +18,6 @@ from grpo_bench.table.layout import (
     scientific,
 )
 from grpo_bench.table.measures import Reading
-from grpo_bench.table.theory import PHASES, Theory, prompt_length, theory
 
 AXES = ("samples", "tokens", "updates", "seconds")
 _COUNTER = {"tokens": "generated_tokens"}  # in metrics.jsonl
@@ -33,6 +29,9 @@ def cost_sheet(c: Comparison) -> Sheet:
     header += grouped("s/update", ["rollout", "reward", "score", "update", "sum"])
     header += ["s/step", "eval s", "total s", "samples", "of them extra", "prompts", "tokens generated"]
     header += ["trained", "updates", "FLOPs"]
+    counted = [(run.cost.get("memory") or {}).items() for arm in c.arms for run in arm.scored]
+    kinds_held = list(dict.fromkeys(kind for states in counted for kind, size in states if size))
+    header += grouped("model states", [*kinds_held, "sum"]) if kinds_held else []
     learnt = any("parameters_reward_model" in arm.cost for arm in c.arms)
     header += ["reward model", "its memory", "its s/update"] if learnt else []
     rows = []
@@ -47,6 +46,9 @@ def cost_sheet(c: Comparison) -> Sheet:
         row = [arm_label(arm), *nets, memory(cost.get("peak_memory_bytes")), *phases]
         row += [*[number(x, 3) for x in clocks[:2]], *[number(x, 0) for x in clocks[2:]]]
         row += [*[integer(cost.get(kind)) for kind in kinds], scientific(cost.get("flops"))]
+        if kinds_held:
+            row += [memory(cost.get(f"memory_{kind}") or None) for kind in kinds_held]
+            row.append(memory(cost.get("model_states")))
         if learnt:
             row += [count(cost.get("parameters_reward_model")), memory(cost.get("memory_reward_model"))]
             row.append(number(cost.get("seconds_per_update_reward_model"), 3))
@@ -56,57 +58,14 @@ def cost_sheet(c: Comparison) -> Sheet:
         "of the policy; s/update and s/step leave evaluation out. Samples that an algorithm drops, extra ones that it "
         "takes for its baseline, and a critic's warm-up are charged to it."
     ]
+    if kinds_held:
+        notes.append(
+            "Model states: bytes of tensors at the end of a run, the gradients as an update holds them; optimizer is "
+            "AdamW's moments, sampler a copy of the weights that is kept for sampling."
+        )
     if learnt:
         notes.append("A reward model's memory is its weights and what scoring takes; its seconds are part of reward.")
     return Sheet("cost", "Cost, measured", header, rows, notes)
-
-
-def compute_sheet(c: Comparison) -> Sheet | None:
-    """Theory beside measure: FLOPs by phase, model states, and both against one row; None without costs."""
-    runs = {arm.label: _run(arm) for arm in c.arms}
-    prompt = prompt_length([run for arm in c.arms for run in arm.scored])
-    if prompt is None:
-        return None
-    found = {label: t for label, run in runs.items() if run and (t := theory(run, *prompt)) is not None}
-    shown = [arm for arm in c.arms if arm.label in found]
-    if not shown:
-        return None
-    base = next((arm for arm in shown if c.baseline and arm.called(c.baseline)), shown[0])
-    header = ["", *grouped("FLOPs a sample", [*PHASES, "sum", "recorded", "theory / recorded"])]
-    header += ["model states", "peak memory"]
-    against = ["FLOPs, theory", "FLOPs, recorded", "seconds", "model states", "peak memory"]
-    header += grouped(f"× {base.label}", against)
-    rows = []
-    for arm in shown:
-        t = found[arm.label]
-        samples = arm.cost.get("samples") or 0.0
-        recorded = arm.cost.get("flops")
-        row = [arm_label(arm), *[scientific(t.flops[p] / samples) if t.flops[p] else NONE for p in PHASES]]
-        row += [scientific(t.total / samples), scientific(recorded / samples if recorded else None)]
-        row += [number(t.total / recorded if recorded else None, 2)]
-        row += [memory(t.states), memory(arm.cost.get("peak_memory_bytes"))]
-        rows.append([*row, *_against(arm, base, t, found[base.label])])
-    lengths = f"mean prompt {prompt[0]:.1f} tokens" + (", solved from the recorded FLOPs" if prompt[1] else "")
-    notes = [
-        f"FLOPs a sample, by theory from each row's configuration and its recorded answers ({lengths}): 2 per "
-        "parameter and token forward, twice that backward, and attention; a prompt once per group, logits at sampled "
-        "tokens only, a critic without a language-model head. How many samples were scored and trained on is the "
-        "record's.",
-        "Model states: weights, gradients and AdamW's moments, 16 bytes per trained parameter, and a frozen "
-        "reference; activations, logits and the cache are not in them. Peak memory: "
-        + ("of the GPU's allocator." if _on_gpu(shown) else "of the whole process, libraries included."),
-        f"Against {base.label}: per sample, theory, recorded estimate and measured seconds (evaluation left out).",
-    ]
-    recorded_flops = [(found[arm.label].total, arm.cost.get("flops")) for arm in shown]
-    ratios = [total / flops for total, flops in recorded_flops if flops]
-    if any(not 0.8 < ratio < 1.25 for ratio in ratios):
-        notes.append(
-            "Theory / recorded far from 1: the run's own estimate counts otherwise (older records charge a prompt once "
-            "per answer in training), or it did work that its configuration does not tell (rollouts for a baseline)."
-        )
-    if not all(t.shaped for t in found.values()):
-        notes.append("The shape of a model is not known here: its parameters stand for it, attention is left out.")
-    return Sheet("compute", "Compute: theory and measure", header, rows, notes)
 
 
 def efficiency_sheet(c: Comparison) -> Sheet | None:
@@ -158,39 +117,9 @@ def _median(took: ToTarget | None, digits: int) -> str:
     return f"beyond {number(took.until, digits)}" if took.median is None else number(took.median, digits)
 
 
-def _run(arm: Arm) -> Run | None:
-    """The run that stands for its row: configuration and sizes are the same in all, tokens nearly so."""
-    return next((run for run in arm.scored if run.cost), None)
-
-
-def _against(arm: Arm, base: Arm, t: Theory, other: Theory) -> list[str]:
-    def per_sample(one: Arm, value: float | None) -> float | None:
-        samples = one.cost.get("samples")
-        return None if value is None or not samples else value / samples
-
-    pairs = [
-        (per_sample(arm, t.total), per_sample(base, other.total)),
-        (per_sample(arm, arm.cost.get("flops")), per_sample(base, base.cost.get("flops"))),
-        (_seconds(arm), _seconds(base)),
-        (t.states, other.states),
-        (arm.cost.get("peak_memory_bytes"), base.cost.get("peak_memory_bytes")),
-    ]
-    return [number(a / b, 2) if a is not None and b else NONE for a, b in pairs]
-
-
-def _seconds(arm: Arm) -> float | None:
-    """Of training, a sample."""
-    rate = arm.cost.get("samples_per_second")
-    return 1 / rate if rate else None
-
-
 def _mean(reading: Reading, name: str, arm: Arm) -> float | None:
     return mean_of([reading.value(name, run) for run in arm.scored])
 
 
 def _per(gain: float | None, amount: float | None, unit: float) -> float | None:
     return None if gain is None or not amount else gain * unit / amount
-
-
-def _on_gpu(arms: Sequence[Arm]) -> bool:
-    return any((run.provenance.get("device") or {}).get("gpus") for arm in arms for run in arm.scored[:1])

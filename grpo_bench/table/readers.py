@@ -126,6 +126,12 @@ def phase(phase: str) -> Reader:
     return lambda _, run: number((run.cost.get("seconds") or {}).get(phase))
 
 
+def model_states(_: Reading, run: Run) -> float | None:
+    """Bytes of all kinds; records older than them have none."""
+    held = run.cost.get("memory")
+    return float(sum(held.values())) if held else None
+
+
 def trained_parameters(_: Reading, run: Run) -> float | None:
     found = run.cost.get("parameters") or {}
     return None if found.get("policy") is None else float(found["policy"] + (found.get("critic") or 0))

@@ -42,14 +42,19 @@ class Theory:
         return sum(self.flops.values())
 
 
+def shape_of(model: Mapping[str, Any]) -> Sequence[int] | None:
+    """As ``PUBLISHED`` has them; None for a model that is not known here."""
+    tiny = model.get("tiny")
+    if not tiny:
+        return PUBLISHED.get(str(model.get("name")))
+    names = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")
+    return [int(tiny[name]) for name in names] if all(name in tiny for name in names) else None
+
+
 def size_of(model: Mapping[str, Any], parameters: float) -> tuple[Size, bool]:
     """The model's shape from its configuration, checked against the recorded number of parameters; without one, all
     parameters multiply and attention is left out."""
-    tiny = model.get("tiny")
-    shape: Sequence[int] | None = PUBLISHED.get(str(model.get("name")))
-    if tiny:
-        names = ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "vocab_size")
-        shape = [int(tiny[name]) for name in names] if all(name in tiny for name in names) else None
+    shape = shape_of(model)
     if shape is not None:
         hidden, layers, heads, kv_heads, inner, vocabulary = shape
         trunk = layers * (2 * hidden * hidden * (1 + kv_heads / heads) + 3 * hidden * inner)

@@ -125,8 +125,8 @@ def _decisive(run: Run, measure: Measure) -> dict[str, str | None]:
     if measure.kind != "cost":
         return every
     kept = {name: every[name] for name in (*OF_THE_MODEL, "budget", "prompt stream")}
-    if measure.unit not in ("s", "bytes"):
-        return kept
+    if measure.unit not in ("s", "bytes") or measure is MEASURES["model_states"]:
+        return kept  # tensors are as large on every machine
     device = run.provenance.get("device") or {}
     where: dict[str, Any] = {"processor": run.provenance.get("cpu"), "accelerators": device.get("gpus")}
     where |= {"number of threads": device.get("torch_threads"), "number of jobs at once": run.config.get("parallel")}
