@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grpo_bench.bystanders import Bystanders, shares
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
 from grpo_bench.rewards.model import add_cost
 from grpo_bench.types import Rollouts, UserError
@@ -41,6 +42,7 @@ class State:
     algo: dict[str, float] = field(default_factory=dict)
     reward_model: dict[str, float] = field(default_factory=dict)  # its cost so far; {} without one
     seconds: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, float] = field(default_factory=dict)  # seconds of its cores, see bystanders.py
     peak_memory: int = 0
     nan_steps: int = 0
     nan_in_a_row: int = 0
@@ -88,6 +90,7 @@ class Parts:
     learner: Learner
     meter: Meter
     size: Size
+    bystanders: Bystanders = field(default_factory=Bystanders)
 
 
 def _optimisers(learner: Learner) -> dict[str, Optimiser]:
@@ -101,7 +104,7 @@ def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def to_checkpoint(parts: Parts, state: State) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Groups of tensors and JSON that ``from_checkpoint`` restores exactly. No random state: noise is keyed by step."""
-    state.seconds = dict(parts.meter.total)
+    state.seconds, state.machine = dict(parts.meter.total), parts.bystanders.total()
     tensors = {"policy": _trained(parts.models.policy)}
     if parts.models.critic is not None:
         tensors["critic"] = _trained(parts.models.critic)
@@ -162,6 +165,7 @@ def result_of(
                 **{name: seconds.get(name, 0.0) for name in ("rollout", "reward", "score", "update", "eval")},
                 "total": sum(seconds.values()),
             },
+            **({"machine": machine} if (machine := shares(parts.bystanders.total())) else {}),
             "peak_memory_bytes": state.peak_memory,
             "parameters": parts.models.parameters(),
             **({"reward_model": state.reward_model} if state.reward_model else {}),
