@@ -6,6 +6,7 @@ after version 1 of the schema, and that default must mean "as before" (see ``con
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +20,7 @@ from grpo_bench.config_strict import Strict
 from grpo_bench.config_study import HypothesisConfig, StudyConfig
 from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import config_hash, run_dir, run_id
-from grpo_bench.tuned import tuned_rate
+from grpo_bench.tuned import RATES, multiple, tuned_rate
 from grpo_bench.types import UserError
 
 __all__ = [
@@ -232,6 +233,15 @@ class Config(Strict):
             return value
         raise ValueError("should be a number of at least 1, or auto")
 
+    @field_validator(*RATES, mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        """``parse`` has taken a multiple of the tuned rate out, so what is no number here was meant as one or other."""
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("should be a number, or a multiple of the tuned rate such as 0.1x") from None
+
     @field_serializer("algo")
     def _algo_node(self, algo: Any, info: SerializationInfo) -> dict[str, Any]:
         """As its YAML has it: ``class`` is an alias, since it is a reserved word."""
@@ -291,31 +301,32 @@ def parse(cfg: DictConfig | dict[str, Any]) -> Config:
     except UserError as e:
         problems.append(str(e))
     config: Config | None = None
+    multiples = {key: times for key in RATES if (times := multiple(data.get(key))) is not None}
     try:
-        config = Config.model_validate({**data, "algo": algo})
+        config = Config.model_validate({**data, **dict.fromkeys(multiples), "algo": algo})
     except ValidationError as e:
         problems += config_errors.describe(e, node)
     if config is not None and algo is not None:
         problems += config_checks.contradictions(config)
     if problems or config is None:
         raise ConfigError(problems)
-    config = _resolve(config)
+    config = _resolve(config, multiples)
     config.algo.check(config)
     return config
 
 
-def _resolve(cfg: Config) -> Config:
-    """Fill in what null and auto stand for, so that the record says what ran."""
+def _resolve(cfg: Config, multiples: dict[str, Decimal]) -> Config:
+    """Fill in what null, auto and multiples of a tuned rate stand for, so that the record says what ran."""
     device = resolve_device(cfg.device)
     update: dict[str, Any] = {
         "row": cfg.row or cfg.name,
         "device": device,
         "model": cfg.model.model_copy(update={"dtype": resolve_dtype(cfg.model.dtype, device)}),
     }
-    if cfg.lr is None:
-        update["lr"] = tuned_rate("lr", cfg)
-    if cfg.critic_lr is None and cfg.algo.needs_critic:
-        update["critic_lr"] = tuned_rate("critic_lr", cfg)
+    for key in RATES:
+        needed = getattr(cfg, key) is None and (key == "lr" or cfg.algo.needs_critic)
+        if needed or key in multiples:
+            update[key] = tuned_rate(key, cfg, multiples.get(key, Decimal(1)))
     return cfg.model_copy(update=update)
 
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from grpo_bench import device
+from grpo_bench.arm_check import arm_problems
 from grpo_bench.compose import Expansion, compose, composing, expand, override_key, varying_keys
 from grpo_bench.config import Config, parse, plain, run_dir, run_id, warnings
-from grpo_bench.config_errors import ConfigError, nearest
+from grpo_bench.config_errors import ConfigError
 from grpo_bench.files import disk_errors, write_json
 from grpo_bench.identity import study_dir
-from grpo_bench.paths import conf_dir
+from grpo_bench.missing import missing
 from grpo_bench.provenance import PATH_KEYS, base_names
 from grpo_bench.resume import standing
-from grpo_bench.rewards import check as reward_check
-from grpo_bench.tasks.data import local_files
 from grpo_bench.types import UserError
 
 Composed = tuple[DictConfig, dict[str, Any]]  # as composed, and as plain data
@@ -177,12 +173,12 @@ def _job(
 ) -> Job:
     composed, data = _composed(overrides, name, first)
     config = parse(data)
-    problems = _missing(config, elsewhere) + _overruled(overrides, data, config)
+    problems = missing(config, elsewhere) + _overruled(overrides, data, config)
     arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
     if arm is not None and config.arm != arm:
         problems.append(f"arm={config.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}")
     if any(override_key(o) not in ("arm", "seed") for o in overrides):
-        problems = _arm_problems(composed, config, config_dir, varying, alone) + problems
+        problems = arm_problems(composed, config, config_dir, varying, alone) + problems
     if problems:
         raise ConfigError(problems)
     standing(config, run_dir(config))
@@ -250,114 +246,3 @@ def _report(bad: dict[tuple[str, ...], list[list[str]]], total: int) -> list[str
     if len(bad) > SHOWN:
         lines.append(f"  and {sum(map(len, list(bad.values())[SHOWN:]))} more")
     return lines
-
-
-# ------------------------------------------------------------------ an arm is what its name says
-
-
-def _arm_problems(
-    composed: DictConfig, cfg: Config, config_dir: str | None, varying: list[str], alone: Any
-) -> list[str]:
-    """Differences to the arm's own values and group choices, composed alone; keys that the sweep varies may differ."""
-    arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
-    if arm is None:
-        return []
-    values, groups = _own(arm, config_dir)
-    reference, problems = alone(arm), []
-    for group in groups:
-        mine, arms = (OmegaConf.select(c, f"hydra.runtime.choices.{group}") for c in (composed, reference))
-        if mine != arms and group not in varying:
-            problems.append(f"{group}={mine} contradicts arm={arm}, which is {group}={arms}; drop one of the two")
-    if problems:  # its values are of another algorithm then
-        return problems
-    for key in values:
-        if any(key == v or key.startswith(f"{v}.") or v.startswith(f"{key}.") for v in varying):
-            continue
-        mine, arms = OmegaConf.select(composed, key), OmegaConf.select(reference, key)
-        if mine != arms and not _same_rule(composed, reference, key):
-            problems.append(
-                f"{key}={mine} contradicts arm={arm}, which has {key}={arms}; drop it, choose another arm, "
-                f"or vary it in the sweep ({key}={arms},{mine})"
-            )
-    return problems
-
-
-def _same_rule(one: DictConfig, other: DictConfig, key: str) -> bool:
-    """Both take the value from elsewhere, by the same interpolation: algo.length of another task is no other arm."""
-    parent, _, last = key.rpartition(".")
-    nodes = [OmegaConf.select(cfg, parent) if parent else cfg for cfg in (one, other)]
-    rules = []
-    for node in nodes:
-        if OmegaConf.is_interpolation(node, last):
-            raw = OmegaConf.to_container(node, resolve=False)
-            assert isinstance(raw, dict)
-            rules.append(raw[last])
-    return len(rules) == 2 and rules[0] == rules[1]
-
-
-def _own(arm: str, config_dir: str | None) -> tuple[list[str], list[str]]:
-    """Keys and groups that an arm's file sets, arms that it builds on included."""
-    folders = [Path(config_dir)] if config_dir else []
-    file = next(f for d in [*folders, conf_dir()] if (f := d / "arm" / f"{arm}.yaml").is_file())
-    content = yaml.safe_load(file.read_text()) or {}
-    values = list(_leaves({k: v for k, v in content.items() if k != "defaults"}))
-    groups: list[str] = []
-    for entry in content.get("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            more, choices = _own(entry, config_dir)
-            values, groups = values + more, groups + choices
-        elif isinstance(entry, dict):
-            groups += [key.split()[-1].removeprefix("/") for key in entry]
-    return values, groups
-
-
-def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-# ------------------------------------------------------------------ what the configuration points at
-
-
-def _missing(cfg: Config, elsewhere: bool) -> list[str]:
-    """What a run would stumble over after minutes: absent paths, packages, devices (of this machine), names."""
-    problems = []
-    for key, path in (
-        ("task.path", cfg.task.path),
-        ("task.math500_path", cfg.task.math500_path),
-        ("model.path", cfg.model.path),
-    ):
-        if path is not None and not Path(path).expanduser().exists():
-            problems.append(f"{key}={path}: there is no such file or folder")
-    if not problems:
-        try:
-            local_files(cfg.task)
-        except UserError as e:
-            problems.append(str(e))
-    problems += reward_check.missing(cfg)
-    for key, where in (("device", cfg.device), ("reward.model.device", cfg.reward.model.device)):
-        if where == "cuda" and not elsewhere and not device.cuda_available():
-            problems.append(f"{key}=cuda: no CUDA device is visible to this torch; use {key}=cpu")
-    needs = [("wandb", f"tracker={cfg.tracker.name}")] if cfg.tracker.name == "wandb" else []
-    needs += [("tensorboard", "tracker=tensorboard")] if cfg.tracker.name == "tensorboard" else []
-    needs += [("peft", "model.lora")] if cfg.model.lora is not None else []
-    needs += [("gguf", "a GGUF file")] if str(cfg.model.path or "").endswith(".gguf") else []
-    for package, what in needs:
-        if importlib.util.find_spec(package) is None:
-            problems.append(f"{what} needs the package {package}; pip install {package}")
-    names = _arms_and_algorithms()
-    for arm in dict.fromkeys(row.partition(" ")[0] for row in cfg.study.rows()):
-        if arm not in names:
-            problems.append(f"study: arm {arm!r} is not known{nearest(arm, names)}")
-    return problems
-
-
-def _arms_and_algorithms() -> list[str]:
-    from hydra.core.global_hydra import GlobalHydra
-
-    from grpo_bench.algos import ALGORITHMS
-
-    return [*GlobalHydra.instance().config_loader().get_group_options("arm"), *ALGORITHMS]

@@ -207,3 +207,17 @@ def collect(meta: dict[str, Any], attempt: int, continued_from: int | None) -> d
         "prompt_stream_hash": meta.get("prompt_stream_hash"),
         "fingerprints": meta.get("fingerprints", {}),
     }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What differs between two attempts and can move bits: "torch version, thread count"; "" for nothing."""
+    pairs = {
+        "torch version": [a["packages"].get("torch") for a in (before, after)],
+        "transformers version": [a["packages"].get("transformers") for a in (before, after)],
+        "thread count": [a["device"].get("torch_threads") for a in (before, after)],
+        "sampling kernels": [a["device"].get("kernels") for a in (before, after)],
+        "processor": [a["cpu"] for a in (before, after)],
+        "GPU": [a["device"].get("gpus") for a in (before, after)],
+        "commit": [a["git"]["sha"] for a in (before, after)],
+    }
+    return ", ".join(what for what, (a, b) in pairs.items() if a != b)

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_bench.files import disk_errors
 from grpo_bench.provenance import git_sha
+from grpo_bench.report import NAME as PAGE
 from grpo_bench.table import Table, build
 from grpo_bench.table.layout import Sheet
 from grpo_bench.trackers import INIT_SECONDS, TAG_LIMIT
@@ -29,8 +30,10 @@ project=NAME    as the runs' tracker.project (grpo_bench)
 entity=NAME     a team; without it, the account's own
 mode=MODE       auto, online or offline. auto: WANDB_MODE if set, else online with an account and offline without.
                 Offline everything is written below the study's folder, for wandb sync
+
+A page with questions of GSM8K, MATH or a data set of one's own stays where it is: a project may be public.
 """
-FILES = ("table.md", "table.csv", "table.tex", "table.json", "report.html")
+FILES = ("table.md", "table.csv", "table.tex", "table.json", PAGE)
 BESIDE = ("*.png", "*.svg", "tables/*.csv")
 MODES = ("auto", "online", "offline")
 
@@ -89,6 +92,8 @@ def publish(given: Arguments) -> str:
     a missing package, and a server that refuses what is asked of it by mode=online."""
     table = build(given.folder)
     files = files_of(given.folder)
+    kept = _kept_back(files, table)
+    files = [path for path in files if not (kept and path.name == PAGE)]
     folder = given.folder.resolve()
     # what waits for wandb sync lies in one place, and not below the home of whoever made it
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
@@ -112,8 +117,21 @@ def publish(given: Arguments) -> str:
         _finish(wandb, run, exit_code)
     what = f"{len(files)} files and {len(table.sheets)} tables"
     if offline:
-        return f"offline: {what} wait in {_below(where)}; wandb sync {_below(where)} sends them"
-    return f"{what} sent to {url}"
+        return f"offline: {what} wait in {_below(where)}; wandb sync {_below(where)} sends them{kept}"
+    return f"{what} sent to {url}{kept}"
+
+
+def _kept_back(files: list[Path], table: Table) -> str:
+    """What is said of a page that holds questions which are not ours to publish; "" where it may be sent."""
+    page = next((path for path in files if path.name == PAGE), None)
+    if page is None:
+        return ""
+    from grpo_bench.report.page import asks, withheld  # jinja2 is for pages alone
+
+    tasks = withheld(table.comparison)
+    if not tasks or not asks(page):
+        return ""
+    return f"; {PAGE} stays here, since it holds questions of {' and '.join(tasks)}"
 
 
 def _send(wandb: Any, run: Any, folder: Path, table: Table, files: list[Path]) -> None:

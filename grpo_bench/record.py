@@ -281,7 +281,7 @@ class RunRecord:
         path = self.directory / "provenance.json"
         attempts = (read_json(path) or {}).get("attempts", []) if path.exists() else []
         entry = provenance.collect(self.meta, len(attempts) + 1, found.step if found else None)
-        if found and attempts and (changed := _changed(attempts[-1], entry)):
+        if found and attempts and (changed := provenance.changed(attempts[-1], entry)):
             print(f"note: continuing with another {changed}: numbers may differ in their last bits", file=sys.stderr)
         write_json(path, {"attempts": [*attempts, entry]})
 
@@ -315,17 +315,3 @@ def _other(before: dict[str, Any], now: dict[str, Any]) -> str:
     if known:
         return f"fingerprints ({', '.join(known)})"
     return ", ".join(key for key in _SAME if key != "fingerprints" and before[key] != now[key])
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What differs between two attempts and can move bits: "torch version, thread count"; "" for nothing."""
-    pairs = {
-        "torch version": [a["packages"].get("torch") for a in (before, after)],
-        "transformers version": [a["packages"].get("transformers") for a in (before, after)],
-        "thread count": [a["device"].get("torch_threads") for a in (before, after)],
-        "sampling kernels": [a["device"].get("kernels") for a in (before, after)],
-        "processor": [a["cpu"] for a in (before, after)],
-        "GPU": [a["device"].get("gpus") for a in (before, after)],
-        "commit": [a["git"]["sha"] for a in (before, after)],
-    }
-    return ", ".join(what for what, (a, b) in pairs.items() if a != b)

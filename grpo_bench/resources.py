@@ -53,7 +53,7 @@ def resident(pid: int) -> tuple[int, int]:
     """(now, largest so far) resident bytes of a process; its children are in both as they are now. (0, 0): gone."""
     try:
         now = psutil.Process(pid).memory_info().rss
-        children = sum(_own(child) for child in _children(pid))
+        children = sum(_own(child) for child in below(pid))
     except psutil.Error:
         return 0, 0
     peak = now
@@ -72,7 +72,7 @@ def _own(pid: int) -> int:
     return int(memory.rss - getattr(memory, "shared", 0))
 
 
-def _children(pid: int) -> list[int]:
+def below(pid: int) -> list[int]:
     """Processes below this one, from the kernel's own list: a search through all processes costs milliseconds."""
     found: list[int] = []
     try:
@@ -82,7 +82,7 @@ def _children(pid: int) -> list[int]:
         with contextlib.suppress(psutil.Error):
             return [child.pid for child in psutil.Process(pid).children(recursive=True)]
         return []
-    return found + [below for child in found for below in _children(child)]
+    return found + [deeper for child in found for deeper in below(child)]
 
 
 def oom_kills() -> int | None:

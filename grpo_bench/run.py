@@ -94,6 +94,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         try:
             state = from_checkpoint(checkpoint, parts) if checkpoint else State()
             meter.forget_peak()
+            parts.bystanders.begin(state.machine)
             console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
             status = train(parts, state, record, tracker, console)
             summaries["final"] = look(parts, state, record, console, "test")

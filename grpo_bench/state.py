@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grpo_bench.bystanders import Bystanders, shares
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
 from grpo_bench.cost import PARTS
 from grpo_bench.model_states import model_states
@@ -44,6 +45,7 @@ class State:
     reward_model: dict[str, float] = field(default_factory=dict)  # its cost so far; {} without one
     seconds: dict[str, float] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)  # of the seconds of scoring and updating
+    machine: dict[str, float] = field(default_factory=dict)  # seconds of its cores, see bystanders.py
     peak_memory: int = 0
     nan_steps: int = 0
     nan_in_a_row: int = 0
@@ -91,6 +93,7 @@ class Parts:
     learner: Learner
     meter: Meter
     size: Size
+    bystanders: Bystanders = field(default_factory=Bystanders)
 
 
 def _optimisers(learner: Learner) -> dict[str, Optimiser]:
@@ -105,6 +108,7 @@ def _trained(module: torch.nn.Module) -> dict[str, Tensor]:
 def to_checkpoint(parts: Parts, state: State) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Groups of tensors and JSON that ``from_checkpoint`` restores exactly. No random state: noise is keyed by step."""
     state.seconds, state.parts = dict(parts.meter.total), dict(parts.meter.parts)
+    state.machine = parts.bystanders.total()
     tensors = {"policy": _trained(parts.models.policy)}
     if parts.models.critic is not None:
         tensors["critic"] = _trained(parts.models.critic)
@@ -167,6 +171,7 @@ def result_of(
                 "total": sum(seconds.values()),
                 "parts": {name: parts.meter.parts.get(name, 0.0) for name in PARTS},
             },
+            **({"machine": machine} if (machine := shares(parts.bystanders.total())) else {}),
             "peak_memory_bytes": state.peak_memory,
             "memory": model_states(parts.models, parts.learner, parts.engine),
             "micro_batch_tokens": parts.learner.tokens,  # the limit at the end, halved where memory ran out

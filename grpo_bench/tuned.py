@@ -1,8 +1,13 @@
-"""Learning rates that were tuned: ``conf/tuned/<task>-<model>.yaml``, by arm, then by algorithm, then ``default``."""
+"""Learning rates that were tuned: ``conf/tuned/<task>-<model>.yaml``, by arm, then by algorithm, then ``default``.
+
+A rate may be given as a multiple of the tuned one, ``critic_lr=0.1x``: the same question with every task and model.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from grpo_bench.config import Config
+
+
+RATES = ("lr", "critic_lr")
+_MULTIPLE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)x")
+
+
+def multiple(value: Any) -> Decimal | None:
+    """``"0.1x"`` -> 0.1; None for what is no multiple."""
+    match = _MULTIPLE.fullmatch(value) if isinstance(value, str) else None
+    return Decimal(match[1]) if match else None
 
 
 @functools.cache
@@ -31,9 +46,9 @@ def namesakes(name: str, known: Iterable[str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def tuned_rate(key: str, cfg: Config) -> float:
+def tuned_rate(key: str, cfg: Config, times: Decimal = Decimal(1)) -> float:
     """The value of ``key`` (lr or critic_lr) for a run: of its arm (or the arm that it is named after), its algorithm,
-    the task and model, or of all."""
+    the task and model, or of all; ``times`` as much."""
     file = conf_dir() / "tuned" / f"{cfg.task.name}-{cfg.model.name}.yaml"
     entries = _load(file)
     names = [*(namesakes(cfg.arm, entries) if cfg.arm else []), cfg.algo.name, "default"]
@@ -41,4 +56,7 @@ def tuned_rate(key: str, cfg: Config) -> float:
     value = found[0] if found else _load(conf_dir() / "tuned" / "default.yaml")[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise UserError(f"{file.name}: {key}={value!r} should be a number of at least 0 and below 1")
-    return float(value)
+    rate = float(times * Decimal(repr(float(value))))  # as if written by hand: 3 times 1e-4 is 3e-4 to the last bit
+    if rate >= 1:
+        raise UserError(f"{key}={times}x: {times} times the tuned {value:g} should be below 1")
+    return rate

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
@@ -164,6 +165,46 @@ def test_rates_resolve_by_arm_then_algorithm_then_default(tmp_path: Path, monkey
     (tmp_path / "tuned" / "gsm8k-smollm2-135m.yaml").write_text("grpo: {lr: fast}\n")
     with pytest.raises(UserError, match=r"gsm8k-smollm2-135m\.yaml: lr='fast' should be a number"):
         make("task=gsm8k", "model=smollm2-135m")
+
+
+def test_a_rate_may_be_a_multiple_of_the_tuned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "arithmetic-tiny.yaml").write_text("ppo_tuned: {lr: 1.0e-4, critic_lr: 1.0e-4}\n")
+    monkeypatch.setattr("grpo_bench.tuned.conf_dir", lambda: tmp_path)
+    cfg = make("arm=ppo_tuned", "lr=0.5x", "critic_lr=3x")
+    assert (cfg.lr, cfg.critic_lr) == (5e-5, 3e-4)  # as written by hand; 3 * 1e-4 is 0.00030000000000000003
+    assert config_hash(cfg) == config_hash(make("arm=ppo_tuned", "lr=5e-5", "critic_lr=3e-4"))
+    assert parse(cfg.model_dump(mode="json")) == cfg
+    with pytest.raises(UserError, match=r"^critic_lr=20000x: 20000 times the tuned 0.0001 should be below 1$"):
+        make("arm=ppo_tuned", "critic_lr=20000x")
+
+
+@pytest.mark.parametrize(("arm", "times"), [("slow_critic", 0.1), ("fast_critic", 3)])
+def test_arms_with_another_rate_ask_the_same_of_every_task_and_model(arm: str, times: float) -> None:
+    for choice in ([], ["task=gsm8k", "model=smollm2-135m"]):
+        usual = make("arm=ppo_tuned", *choice).critic_lr
+        assert usual is not None
+        assert make(f"arm=ppo_tuned_{arm}", *choice).critic_lr == pytest.approx(times * usual, rel=1e-12)
+    assert usual == 1e-5
+
+
+@pytest.mark.parametrize("arm", ["ppo_tuned_slow_critic", "ppo_tuned_fast_critic"])
+def test_a_multiple_is_the_number_that_runs_recorded(arm: str) -> None:
+    recorded = sorted((REPO / "results" / "critic-arithmetic").glob(f"{arm}-s*"))
+    assert len(recorded) == 5
+    with composing(str(REPO / "sweeps")):
+        for directory in recorded:
+            cfg = parse(compose([f"arm={arm}", f"seed={directory.name.split('-')[1][1:]}"], "critic"))
+            assert run_id(cfg) == directory.name
+            assert cfg.critic_lr == yaml.safe_load((directory / "config.yaml").read_text())["critic_lr"]
+
+
+@pytest.mark.parametrize("value", ["3y", "x", "-1x", "1e-2x", "0.1 x", "fast"])
+def test_a_rate_that_is_neither_number_nor_multiple_is_refused_in_one_line(value: str) -> None:
+    line = f"critic_lr={value!r}: should be a number, or a multiple of the tuned rate such as 0.1x"
+    with pytest.raises(ConfigError) as error:
+        make("arm=ppo_tuned", f"critic_lr={value}")
+    assert error.value.lines == [line]
 
 
 def test_an_arm_takes_the_rate_of_the_one_it_is_named_after() -> None:

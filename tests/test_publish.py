@@ -12,6 +12,7 @@ import pytest
 import study_builder
 
 from grpo_bench import publish
+from grpo_bench.report.pack import packed_json
 from grpo_bench.table.layout import Bold, Sheet
 from grpo_bench.types import UserError
 
@@ -134,6 +135,33 @@ def test_one_artifact_and_a_table_for_each_sheet(folder, monkeypatch):
     columns, data = next(value for name, value in server.logged.items() if name.startswith("tables/"))
     assert all(len(row) == len(columns) for row in data)
     assert said.endswith("sent to https://wandb.test/run")
+
+
+@pytest.mark.parametrize(
+    ("task", "question", "sent"),
+    [
+        ("gsm8k", "How many apples?", False),
+        ("custom", "How many apples?", False),
+        ("gsm8k", None, True),  # ids alone
+        ("gsm8k", ..., False),  # a page that nobody can read
+        ("arithmetic", "7 + 5?", True),
+    ],
+)
+def test_questions_that_are_not_ours_are_not_sent(tmp_path, monkeypatch, task, question, sent):
+    where = tmp_path / f"demo-{task}"
+    changed = {"task": study_builder.config("grpo_g8", "grpo", 0)["task"] | {"name": task}}
+    study_builder.write_run(where, "grpo_g8", 0, [1, 0], base=[0, 0], changes=changed)
+    answers = "?" if question is ... else packed_json({"problems": [{"id": "a", "question": question, "gold": "1"}]})
+    (where / "report.html").write_text(f'<p>Page</p><script id="packed-answers">{answers}</script>')
+    (where / "table.md").write_text("table")
+    server = Server()
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    monkeypatch.setenv("WANDB_DATA_DIR", "somewhere")
+    said = publish.publish(publish.Arguments(where, mode="online"))
+    assert server.files == ["table.md", *(["report.html"] if sent else [])]
+    kept = f"; report.html stays here, since it holds questions of {task}"
+    assert said.startswith(f"{1 + sent} files and ")
+    assert said.endswith(kept) == (not sent)
 
 
 def test_a_server_that_is_down_is_offline_unless_online_was_asked_for(folder, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from grpo_bench.records import load_study
 from grpo_bench.report import write
 from grpo_bench.report.__main__ import main
 from grpo_bench.report.completions import ANSWERS, completions
+from grpo_bench.report.page import asks
 from grpo_bench.report.settings import ABSENT, settings
 from grpo_bench.report.sheets import number, shown
 from grpo_bench.table.compare import compare
@@ -220,8 +221,12 @@ def test_a_page_with_licensed_questions_says_that_git_ignores_it(study, shared_d
         config = yaml.safe_load((run / "config.yaml").read_text()) | {"task": real}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         write_gz(run, [row | {"id": id} for row, id in zip(rows([1, 0, 0, 0]), ids, strict=True)])
-    _, notes = write(study, data=shared_data / "gsm8k")
+    path, notes = write(study, data=shared_data / "gsm8k")
     assert any("git ignores it" in note for note in notes)
+    assert asks(path)
+    path, notes = write(study)  # without the data there are ids alone
+    assert notes == []
+    assert not asks(path)
 
 
 def test_git_ignores_the_pages_of_every_task_whose_questions_are_not_ours():

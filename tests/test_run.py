@@ -39,7 +39,7 @@ SHORT = (
     "eval.ks=[1,2]",
     "checkpoint.every=1",
 )
-TIMES = {"seconds", "peak_memory_bytes"}
+TIMES = {"seconds", "machine", "peak_memory_bytes"}
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,7 @@ def test_a_run_leaves_a_whole_record(tmp_path: Path, name: str, updates: tuple[s
     assert len([r for r in rows if r["split"] == "test"]) == 6 * 3  # one greedy and two sampled answers each
     assert len([r for r in rows if r["split"] == "dev"]) == 4 * 3 * 2  # before training and after step 2
     assert {"pretrained", "base", "final"} <= result["eval"].keys()
+    assert all(0 <= share <= 1 for share in result["cost"].get("machine", {}).values())
     parameters = result["cost"]["parameters"]
     assert (parameters["critic"] > 0) == (name == "ppo")
     assert parameters["reference"] == parameters["policy"]  # kl_coef 0.04, to the reference

@@ -46,7 +46,7 @@ LEARNT = (
     "checkpoint.every=1",
 )
 UNTAUGHT = ("model.warmstart.steps=1", "task.max_new_tokens=4")  # nothing is ever right
-TIMES = {"seconds", "peak_memory_bytes"}
+TIMES = {"seconds", "machine", "peak_memory_bytes"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,13 +13,14 @@ from grpo_bench.explain.cells import cells, text
 from grpo_bench.explain.text import changes
 from grpo_bench.files import write_atomic
 from grpo_bench.paths import conf_dir
+from grpo_bench.tuned import RATES, tuned_rate
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
 
 # of an arm's configuration: what its name says, what is resolved by task and model, and what a run's identity adds
-APART = ("arm", "row", "lr", "critic_lr", "study", "results")
+APART = ("arm", "row", *RATES, "study", "results")
 
 
 class Everything(NamedTuple):
@@ -111,7 +112,11 @@ def _composed(override: str) -> Config:
 def _changes(cfg: Config, usual: Config) -> list[tuple[str, str]]:
     """Keys that an arm sets otherwise; of a group that it chooses (reward=..., model=...) the name alone."""
     mine, theirs = cfg.model_dump(mode="json"), usual.model_dump(mode="json")
-    return [pair for key in mine if key not in APART for pair in _differing(key, mine[key], theirs[key])]
+    found = [pair for key in mine if key not in APART for pair in _differing(key, mine[key], theirs[key])]
+    for key in RATES:  # as a multiple of the tuned one, which is another with every task and model
+        if mine[key] and (times := mine[key] / tuned_rate(key, cfg)) != 1:
+            found.append((key, f"{times:g}x"))
+    return found
 
 
 def _differing(key: str, mine: Any, theirs: Any) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ from grpo_bench.types import UserError
 __all__ = ["NAME", "write"]
 
 NAME = "report.html"
-LICENSED = ("gsm8k", "math")  # tasks whose questions are others' and are not committed with a page
+# tasks whose questions are others' or one's own: a page with them is not committed (.gitignore), and not sent
+WITHHELD = ("gsm8k", "math", "custom")
 
 
 def write(

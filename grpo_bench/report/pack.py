@@ -24,6 +24,11 @@ def packed_json(value: Any) -> str:
     return packed(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
 
 
+def unpacked_json(text: str) -> Any:
+    """What ``packed_json`` packed. Raises ValueError, OSError, EOFError or zlib.error on other text."""
+    return json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
+
+
 @lru_cache(maxsize=1)
 def library() -> tuple[str, str]:
     """(plotly.js packed, its version), as the Python package plotly ships it; UserError where that is not installed.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo_bench.report import LICENSED
+from grpo_bench.report import WITHHELD
 from grpo_bench.report.charts import charts
 from grpo_bench.report.completions import Answers, completions
-from grpo_bench.report.pack import library, packed_json
+from grpo_bench.report.pack import library, packed_json, unpacked_json
 from grpo_bench.report.runs import diagnoses_sheet, runs_sheet
 from grpo_bench.report.settings import settings
 from grpo_bench.report.sheets import Shown, shown
 from grpo_bench.table import Table
+from grpo_bench.table.compare import Comparison
 
 ASSETS = Path(__file__).parent / "assets"
 VERDICTS = ("contrasts", "hypotheses", "ppo_and_grpo", "article")  # tables that answer the study's question, first
@@ -73,14 +76,27 @@ def _asset(name: str) -> Markup:
 
 
 def _notes(table: Table, answers: Answers) -> list[str]:
-    tasks = {_name(config) for config in table.comparison.study.configs}
-    asked = any(problem.question for problem in answers.problems)
-    if asked and tasks & set(LICENSED):
+    tasks = withheld(table.comparison)
+    if tasks and any(problem.question for problem in answers.problems):
         return [
-            f"The page holds questions of {' and '.join(sorted(tasks & set(LICENSED)))}: git ignores it (.gitignore), "
+            f"The page holds questions of {' and '.join(tasks)}: git ignores it (.gitignore), "
             "so pass it on only as their licence allows."
         ]
     return []
+
+
+def withheld(c: Comparison) -> list[str]:
+    """The tasks of a study whose questions are not ours to pass on."""
+    return sorted({_name(config) for config in c.study.configs} & set(WITHHELD))
+
+
+def asks(page: Path) -> bool:
+    """A page holds questions; also one that cannot be read, since nobody knows what it holds."""
+    packed = re.search(r'id="packed-answers">([^<]*)<', page.read_text(encoding="utf-8", errors="replace"))
+    try:
+        return any(problem["question"] for problem in unpacked_json(packed[1])["problems"]) if packed else True
+    except (ValueError, EOFError, OSError, zlib.error, KeyError, TypeError):
+        return True
 
 
 def _name(config: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from grpo_bench.table.layout import (
     number,
     scientific,
 )
+from grpo_bench.table.machine import machine_note
 from grpo_bench.table.measures import Reading
 
 AXES = ("samples", "tokens", "updates", "seconds")
@@ -65,6 +66,7 @@ def cost_sheet(c: Comparison) -> Sheet:
         )
     if learnt:
         notes.append("A reward model's memory is its weights and what scoring takes; its seconds are part of reward.")
+    notes += [note] if (note := machine_note(c.arms)) else []
     return Sheet("cost", "Cost, measured", header, rows, notes)
 
 
