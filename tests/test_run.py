@@ -145,6 +145,9 @@ def test_a_longer_budget_extends_a_finished_run(tmp_path: Path) -> None:
     extended, long = go(tmp_path, "budget.amount=64")
     assert extended == directory
     assert (short["cost"]["samples"], long["cost"]["samples"]) == (32, 64)
+    both = [one["cost"]["seconds"]["parts"]["actor"] for one in (short, long)]
+    assert 0 < both[0] < both[1]  # a continued run goes on counting
+    assert short["cost"]["memory"] == long["cost"]["memory"]
     assert json.loads((directory / "result-32.json").read_text()) == short
     whole, fresh = go(tmp_path / "fresh", "budget.amount=64")
     assert (directory / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
