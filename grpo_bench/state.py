@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from grpo_bench.checkpoint import Checkpoint
     from grpo_bench.config import Config
     from grpo_bench.cost import Meter, Size
+    from grpo_bench.optimiser import Optimiser
     from grpo_bench.policy import Models
     from grpo_bench.rollout import Engine
     from grpo_bench.tasks import Task
-    from grpo_bench.update import Learner, Optimiser
+    from grpo_bench.update import Learner
 
 
 @dataclass

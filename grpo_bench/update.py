@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from grpo_bench import ops
 from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Layout, Models, layout, memory_errors
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
@@ -21,7 +21,7 @@ from grpo_bench.types import Batch
 
 if TYPE_CHECKING:
     from grpo_bench.algos import Algorithm
-    from grpo_bench.config import Config, OptimConfig
+    from grpo_bench.config import Config
 
 PER_TOKEN = ("old_logp", "ref_logp", "values", "step_ids", "advantages", "returns")
 
@@ -35,49 +35,6 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         if getattr(batch, name) is not None:
             fields[name] = getattr(batch, name)[rows]
     return replace(batch, **fields)
-
-
-def schedule(optim: OptimConfig, update: int, progress: float) -> float:
-    """Factor on the learning rate at the ``update``-th update (from 0), ``progress`` of the budget being spent."""
-    warm = min((update + 1) / optim.warmup_updates, 1.0) if optim.warmup_updates else 1.0
-    if optim.schedule == "constant":
-        return warm
-    left = max(1.0 - progress, 0.0)
-    return warm * (left if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left))))
-
-
-class Optimiser:
-    """AdamW on one network: its learning rate, its gradient clipping, its count of updates."""
-
-    def __init__(self, groups: list[tuple[Iterable[nn.Parameter], float]], optim: OptimConfig) -> None:
-        self.cfg = optim
-        trained = [([p for p in params if p.requires_grad], lr) for params, lr in groups]
-        self.rates = [lr for params, lr in trained if params]
-        self.parameters = [p for params, _ in trained for p in params]
-        self.adamw = torch.optim.AdamW(
-            [{"params": params, "lr": lr} for params, lr in trained if params],
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,  # one pass over weights, gradients and moments, and no copies of them
-        )
-        self.updates = 0
-
-    def step(self, loss: float, progress: float) -> tuple[float, bool]:
-        """Clip and apply the gradients; returns their norm before clipping and whether they were applied.
-
-        A loss or gradient that is not finite is dropped: the weights stay as they are.
-        """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip or math.inf))
-        applied = math.isfinite(loss) and math.isfinite(norm)
-        if applied:
-            factor = schedule(self.cfg, self.updates, progress)
-            for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-            self.adamw.step()
-            self.updates += 1
-        self.adamw.zero_grad(set_to_none=True)
-        return norm, applied
 
 
 def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.0) -> float:

@@ -14,13 +14,14 @@ from filelock import FileLock
 from torch import nn
 
 from grpo_bench.files import disk_errors, write_atomic
+from grpo_bench.optimiser import Optimiser
 from grpo_bench.paths import cache_dir
 from grpo_bench.policy import Policy, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.rollout.finish import end_tokens
 from grpo_bench.tasks import Task
 from grpo_bench.types import Batch
-from grpo_bench.update import Optimiser, descend
+from grpo_bench.update import descend
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config, OptimConfig

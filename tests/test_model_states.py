@@ -13,12 +13,13 @@ from model_data import batch_of, make, make_double, network, ragged
 from torch import Tensor, nn
 
 from grpo_bench.model_states import _bytes, model_states
+from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Models, Policy, make_models
 from grpo_bench.policy.score import score
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.weights import SamplingCopy
-from grpo_bench.update import Learner, Optimiser
+from grpo_bench.update import Learner
 
 # llama, tied, 61 words of 16: the embedding 976; per layer the products 1920 (see test_cost) and two norms of 16; a
 # last norm of 16: 976 + 2·(1920 + 32) + 16 = 4,896, in 1 + 2·9 + 1 = 20 tensors

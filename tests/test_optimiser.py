@@ -8,7 +8,8 @@ import pytest
 import torch
 from model_data import make
 
-from grpo_bench.update import Optimiser, descend, schedule
+from grpo_bench.optimiser import Optimiser, schedule
+from grpo_bench.update import descend
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from grpo_bench.algos import Algorithm
 from grpo_bench.config import Config
+from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Models, make_models
 from grpo_bench.policy.score import score
 from grpo_bench.types import Batch, Rollouts
-from grpo_bench.update import Learner, Optimiser, take
+from grpo_bench.update import Learner, take
 
 GRPO = ("algo=grpo", "group_size=2", "samples_per_step=8", "lr=0.01")
 PPO = ("algo=ppo", "samples_per_step=8", "lr=0.01", "critic_lr=0.02")

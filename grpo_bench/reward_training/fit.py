@@ -12,12 +12,13 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy.memory import memory_errors
 from grpo_bench.rewards import Scored
 from grpo_bench.rewards.model import RewardModel
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import UserError
-from grpo_bench.update import Optimiser, descend
+from grpo_bench.update import descend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,56 @@
+"""AdamW on one network, its learning rate over the run, and gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from grpo_bench.config import OptimConfig
+
+
+def schedule(optim: OptimConfig, update: int, progress: float) -> float:
+    """Factor on the learning rate at the ``update``-th update (from 0), ``progress`` of the budget being spent."""
+    warm = min((update + 1) / optim.warmup_updates, 1.0) if optim.warmup_updates else 1.0
+    if optim.schedule == "constant":
+        return warm
+    left = max(1.0 - progress, 0.0)
+    return warm * (left if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left))))
+
+
+class Optimiser:
+    """AdamW on one network: its learning rate, its gradient clipping, its count of updates."""
+
+    def __init__(self, groups: list[tuple[Iterable[nn.Parameter], float]], optim: OptimConfig) -> None:
+        self.cfg = optim
+        trained = [([p for p in params if p.requires_grad], lr) for params, lr in groups]
+        self.rates = [lr for params, lr in trained if params]
+        self.parameters = [p for params, _ in trained for p in params]
+        self.adamw = torch.optim.AdamW(
+            [{"params": params, "lr": lr} for params, lr in trained if params],
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,  # one pass over weights, gradients and moments, and no copies of them
+        )
+        self.updates = 0
+
+    def step(self, loss: float, progress: float) -> tuple[float, bool]:
+        """Clip and apply the gradients; returns their norm before clipping and whether they were applied.
+
+        A loss or gradient that is not finite is dropped: the weights stay as they are.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip or math.inf))
+        applied = math.isfinite(loss) and math.isfinite(norm)
+        if applied:
+            factor = schedule(self.cfg, self.updates, progress)
+            for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            self.adamw.step()
+            self.updates += 1
+        self.adamw.zero_grad(set_to_none=True)
+        return norm, applied
