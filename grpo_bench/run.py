@@ -200,7 +200,8 @@ def one_step(parts: Parts, state: State, progress: float) -> tuple[Experience, B
         batch = algo.credited(batch)
     batch = batch if ahead else scored(batch)
     with meter.phase("score"), torch.no_grad():
-        state.flops += score_flops(parts, drop(batch, ~learner.unscored(batch, old)), old)
+        looked_at = replace(batch, advantages=None) if ahead else batch  # as it was when it was scored
+        state.flops += score_flops(parts, drop(batch, ~learner.unscored(looked_at, old)), old)
         if not algo.credits_unscored:
             batch = algo.credited(batch)
     noise: dict[str, float] = {}

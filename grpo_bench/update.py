@@ -108,7 +108,9 @@ class Learner:
         without = self.without_signal(batch)
         out = self._score(batch, ~without, old, needed and not self.kept)
         if (measured := without & ~self.unscored(batch, old)).any():
+            tokens = self.tokens
             last = self._score(batch, measured, old, False)
+            self.tokens = tokens  # memory for what is only measured changes nothing in the updates
             both: dict[str, Any] = {
                 name: torch.where(measured[:, None], getattr(last, name), getattr(out, name))
                 for name in ("old_logp", "ref_logp")

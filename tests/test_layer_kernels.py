@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 from kernel_data import kernels_on, needs_compiler  # noqa: F401 (a fixture)
-from model_data import ARCHITECTURES, batch_of, network, ragged
+from model_data import ARCHITECTURES, batch_of, make, network, ragged
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grpo_bench import kernels
 from grpo_bench.kernels import layers
-from grpo_bench.policy import Policy, gates, layout, norms, rotary
+from grpo_bench.policy import Policy, gates, layout, make_models, norms, rotary
 
 pytestmark = needs_compiler
 TYPES = [torch.float32, torch.bfloat16]
@@ -103,6 +103,7 @@ def test_gates(count, threads, dtype):
 
 def test_gates_of_extremes():
     """Far to the left a gate is shut, far to the right it lets everything through; a NaN stays one."""
+    assert layers.gate(torch.tensor([-1e38]), torch.ones(1)).item() == 0
     gate = torch.tensor([-1e30, -500.0, -100.0, 0.0, 100.0, 500.0, 1e30, math.nan])
     out = layers.gate(gate, torch.ones(8))
     assert out[:3].abs().max() < 1e-6
@@ -184,7 +185,7 @@ def test_models_compute_what_they_did(kind, monkeypatch):
 
 
 def test_a_policy_in_bfloat16_is_as_near_to_fp32_as_before(monkeypatch):
-    """Fewer roundings in between: the errors of log-probs are no larger than with tensor operations."""
+    """Errors of log-probs beside those of tensor operations: rounded at other places, and not much larger."""
     exact = Policy(network("llama", double=False), torch.float32)
     low = Policy(copy.deepcopy(exact.model), torch.bfloat16)
     rows = layout(batch_of(ragged(5)), torch.arange(5))
@@ -208,20 +209,84 @@ def test_a_gate_of_another_function_stays():
     assert not any(hasattr(type(m), "faster") for m in gated)
 
 
-def test_a_layer_that_adds_something_stays():
-    class Leaky(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate_proj, self.up_proj = nn.Linear(4, 8), nn.Linear(4, 8)
-            self.down_proj, self.act_fn = nn.Linear(8, 4), nn.SiLU()
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(4, 8), nn.Linear(4, 8)
+        self.down_proj, self.act_fn = nn.Linear(8, 4), nn.SiLU()
 
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) + 0.1 * x
-            return out
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
-    layer = Leaky()
-    assert gates.install(layer) == 0  # type: ignore[arg-type]
-    assert type(layer) is Leaky
+
+class Leaky(Plain):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x
+
+
+class Clamped(Plain):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=10)) * self.up_proj(x))
+
+
+class Mixture(Plain):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class Unlike(Plain):
+    def forward(self, x, router):
+        return super().forward(x) * router
+
+
+@pytest.mark.parametrize("kind", [Leaky, Clamped, Mixture, Unlike])
+def test_a_layer_that_does_something_else_stays(kind):
+    torch.manual_seed(0)
+    layer = kind()
+    assert gates.install(layer) == 0
+    assert type(layer) is kind
+    assert gates.install(Plain()) == 1
+
+
+def test_only_queries_may_be_used():
+    """What nobody looks at has a gradient of zero."""
+    q, k = torch.randn(1, 2, 3, 8, requires_grad=True), torch.randn(1, 1, 3, 8, requires_grad=True)
+    turned, _ = rotary.rotated(q, k, torch.ones(1, 3, 8), torch.zeros(1, 3, 8))
+    turned.sum().backward()
+    assert q.grad is not None
+    assert torch.equal(q.grad, torch.ones(1, 2, 3, 8))
+    assert k.grad is None or not k.grad.any()
+
+
+def test_gradients_flow_with_adapters_and_checkpointing():
+    """The same gradients with layers computed again in the backward pass, of adapters too."""
+    grads = []
+    for lora in ("null", "{r:2,alpha:4,targets:null}"):
+        for again in (False, True):
+            cfg = make(f"model.lora={lora}")
+            net = network("llama", double=False)
+            if again:
+                net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            policy = make_models(net, cfg.model, torch.float32, critic=False, reference=False).policy
+            with torch.no_grad():
+                for name, p in policy.named_parameters():
+                    if "lora_B" in name:
+                        p.fill_(0.1)
+            policy.logp(layout(batch_of(ragged(5)), torch.arange(5)), 1.0)[0].sum().backward()
+            grads.append([p.grad for p in policy.parameters() if p.grad is not None])
+    for plain, again in (grads[:2], grads[2:]):
+        assert plain
+        for a, b in zip(plain, again, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_original_may_be_called_by_names():
+    rotary.install(network("llama", double=False))
+    apply = sys.modules["transformers.models.llama.modeling_llama"].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    q, k, angles = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), torch.randn(1, 3, 8)
+    named = apply(q=q, k=k, cos=angles.cos(), sin=angles.sin())
+    for a, b in zip(named, apply(q, k, angles.cos(), angles.sin()), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_a_rotation_of_neighbours_stays():

@@ -1,7 +1,8 @@
-/* What sampling does between the matrix products, for one token of each row: attention over a shared prompt and a row's
- * own tokens, root-mean-square norms, and the choice of a token; and what training does there: the softmax over the
- * vocabulary, norms, rotary embeddings and gates, forward and backward. One pass over memory each, where tensor operations make dozens. Sums are in fp32 (of probabilities: in double), whatever is
- * stored; work is split by rows, so the number of threads changes nothing in a result. */
+/* What stands between the matrix products. In sampling, for one token of each row: attention over a shared prompt and a
+ * row's own tokens, norms, and the choice of a token. In training: the softmax over the vocabulary, norms, rotary embeddings
+ * and gates, forward and backward. One pass over memory each, where tensor operations make several. Sums are in fp32 (of
+ * probabilities: in double), whatever is stored; work is split by rows, so the number of threads changes nothing in a
+ * result. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -34,9 +35,9 @@ static inline float exponential(float x) {
   return x > -87.0f ? y : 0.0f;
 }
 
-static inline float sigmoid(float x) { /* exp(87) is as good as infinite here */
-  const float low = x > -87.0f ? x : -87.0f;
-  return 1.0f / (1.0f + exponential(-low));
+static inline float sigmoid(float x) { /* 0 below -87, where exponential() ends; a NaN stays one */
+  const float low = x > -87.0f ? x : -87.0f, y = 1.0f / (1.0f + exponential(-low));
+  return x > -87.0f ? y : x == x ? 0.0f : x;
 }
 
 /* Vectors by the compiler's extension: on processors without ones of 16 floats it makes several of them. */

@@ -21,6 +21,8 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Ten
     """
     x = _dense_last(x)
     heads, rows, width = x.shape
+    assert width % 2 == 0
+    assert all(t.shape == (rows, width) and t.dtype == torch.float32 and t.is_contiguous() for t in (cosines, sines))
     out = x.new_empty(rows, heads, width).transpose(0, 1)
     getattr(_library(), f"rotate_{NAMES[x.dtype]}")(
         x.data_ptr(), x.stride(0), x.stride(1), cosines.data_ptr(), sines.data_ptr(), out.data_ptr(), out.stride(0),
@@ -31,6 +33,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Ten
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate)·up of two tensors of one shape and type."""
+    assert gate.shape == up.shape
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     getattr(_library(), f"gate_{NAMES[gate.dtype]}")(
@@ -41,6 +44,7 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
 
 def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Of ``gate``, by its first and its second argument; all of one shape and type."""
+    assert gate.shape == up.shape == grad.shape
     gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
     getattr(_library(), f"gate_gradient_{NAMES[gate.dtype]}")(
@@ -58,6 +62,7 @@ def norms(x: torch.dtype, out: torch.dtype) -> bool:
 def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype) -> Tensor:
     """(...,h) and fp32 (h,) -> (...,h) of type ``out``: x / sqrt(mean(x²) + eps) · (shift + weight)."""
     x, weight = x.contiguous(), weight.contiguous()
+    assert weight.shape == x.shape[-1:]
     made, width = torch.empty_like(x, dtype=out), x.shape[-1]
     getattr(_library(), f"normed_{NAMES[x.dtype]}_{NAMES[out]}")(
         x.data_ptr(), weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel())
@@ -68,6 +73,7 @@ def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype
 def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
     """Of ``normed``: by ``x``, of its type, and by ``weight``, (h,) fp32; ``grad`` is of the type that came out."""
     x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
+    assert weight.shape == x.shape[-1:]
     width = x.shape[-1]
     rows = x.numel() // width
     of_x = torch.empty_like(x)

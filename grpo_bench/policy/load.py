@@ -250,9 +250,7 @@ def make_reference(policy: Policy) -> Policy:
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.weight is not embeddings:
                 module.to(policy.dtype)
-    reference = Policy(model, policy.dtype)
-    reference.take_ways_of(policy)
-    return reference
+    return Policy(model, policy.dtype, like=policy)
 
 
 def with_lora(model: PreTrainedModel, lora: LoraConfig, dtype: torch.dtype) -> Policy:

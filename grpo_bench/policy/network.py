@@ -35,14 +35,14 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
+        if like is not None:
+            self.take_ways_of(like)  # a copy's layers are of the classes that its original's are
+            return
         norms.install(model)
         linear.install(model)
         gates.install(model)
         rotary.install(model)
-        self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
-        if like is not None:
-            self.take_ways_of(like)
-            return
         # in full precision where it can be told apart from an error; a reference may hold weights in ``dtype``
         mixed = len({p.dtype for p in model.parameters()}) > 1
         with self.autocast() if mixed else contextlib.nullcontext():

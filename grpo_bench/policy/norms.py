@@ -1,8 +1,8 @@
 """Root-mean-square normalisation with few passes over memory, put in the place of the model's own.
 
 arXiv 1910.07467, eq. 4: y = x / sqrt(mean(x²) + ε) · w. transformers' modules make seven passes and, under autocast,
-hand on fp32 which every linear layer after them casts again; this makes three and hands on what the layers compute in.
-The mean is taken in fp32, in float64 for float64 (transformers': always fp32).
+hand on fp32 which every linear layer after them casts again; this makes three, one where kernels are used, and hands on
+what the layers compute in. The mean is taken in fp32, in float64 for float64 (transformers': always fp32).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
             return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     y: Tensor
-    if kernels.take(x) and weight.dtype == torch.float32 and layers.norms(x.dtype, out):
+    if kernels.take(x) and _fits(x, weight) and layers.norms(x.dtype, out):
         y = _KernelNorm.apply(x, weight, eps, shift, out)
         return y
     if shift:  # in fp32: 1 + w in bfloat16 would lose most of w
@@ -77,6 +77,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
     with torch.autocast(device, enabled=False):
         y = _RMSNorm.apply(x, weight, eps, out)
     return y
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.shape == x.shape[-1:]
 
 
 def _eps(module: nn.Module) -> float | None:

@@ -127,7 +127,7 @@ class Packed:
         P, M, K, d = len(self.lengths), self.members, key.shape[1], query.shape[-1]
         r, count = query.shape[1] // K, len(self.prompts.places)
         device = query.device.type
-        if torch.is_autocast_enabled(device):  # rotary embeddings leave queries and keys in fp32
+        if torch.is_autocast_enabled(device):  # where rotary embeddings left queries and keys in fp32
             low = torch.get_autocast_dtype(device)
             query, key, value = (query * scaling).to(low), key.to(low), value.to(low)
             with torch.autocast(device, enabled=False):

@@ -2,8 +2,8 @@
 
 arXiv 2104.09864. transformers' models look the function ``apply_rotary_pos_emb`` up in their modelling file. In tensor
 operations it makes ten passes over queries and keys, forward and again backward, and hands on fp32 under autocast,
-which attention casts again. All that is not as it is in this project's forwards (one row of tokens, a processor, fp32
-or bfloat16) goes to the original.
+which attention casts again. What is not as it is in this project's forwards (one row of tokens, a processor, fp32 or
+bfloat16) goes to the original. Other models of the same file in the process, such as a reward model, have it too.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _faster(original: Callable[..., Pair]) -> Callable[..., Pair]:
-    def apply(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor, *args: Any, **kwargs: Any) -> Pair:
-        if args or kwargs or not _takes(query, key, cosines, sines):
-            return original(query, key, cosines, sines, *args, **kwargs)
-        return rotated(query, key, cosines, sines)
+    def apply(*args: Any, **kwargs: Any) -> Pair:
+        if len(args) == 4 and not kwargs and all(isinstance(x, Tensor) for x in args) and _takes(*args):
+            return rotated(*args)
+        return original(*args, **kwargs)
 
     apply.original = original  # type: ignore[attr-defined]
     return apply
@@ -86,6 +86,8 @@ def install(model: PreTrainedModel) -> int:
 
     It is asked: one that answers otherwise (pairs that lie side by side, a part of each head) stays.
     """
+    if model.device.type != "cpu" or not kernels.available():
+        return 0
     found = 0
     for name in {type(module).__module__ for module in model.modules()}:
         file = sys.modules.get(name)
@@ -94,15 +96,21 @@ def install(model: PreTrainedModel) -> int:
             continue
         if hasattr(original, "original"):
             found += 1
-            continue
-        query, key = torch.linspace(-2.0, 3.0, 48).view(1, 2, 3, 8), torch.linspace(2.0, -1.0, 24).view(1, 1, 3, 8)
-        angles = torch.linspace(0.0, 4.0, 24).view(1, 3, 8)
-        try:
-            expected = original(query, key, angles.cos(), angles.sin())
-        except (TypeError, ValueError, RuntimeError, IndexError):  # of another calling convention
-            continue
-        ours = rotated(query, key, angles.cos(), angles.sin()) if kernels.available() else None
-        if ours is not None and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, expected, strict=True)):
+        elif _computes_it(original):
             setattr(file, FUNCTION, _faster(original))
             found += 1
     return found
+
+
+def _computes_it(original: Callable[..., Any]) -> bool:
+    def line(first: float, last: float, *shape: int) -> Tensor:
+        count = torch.Size(shape).numel()
+        return torch.linspace(first, last, count, dtype=torch.float32, device="cpu").view(shape)
+
+    angles = line(0.0, 4.0, 1, 3, 8)
+    given = line(-2.0, 3.0, 1, 2, 3, 8), line(2.0, -1.0, 1, 1, 3, 8), angles.cos(), angles.sin()
+    try:
+        expected = original(*given)
+        return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rotated(*given), expected, strict=True))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # of another calling convention
+        return False

@@ -124,6 +124,7 @@ class NativeEngine:
         if not needs_copy(policy, dtype):
             return policy
         if policy not in self._copies:
+            self._kept = None  # what was captured of another copy holds that copy and its cache
             self._copies[policy] = SamplingCopy(policy, dtype)
         else:
             self._copies[policy].refresh()
