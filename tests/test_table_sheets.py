@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from grpo_bench.table.hypotheses import criterion, evaluate
 from grpo_bench.table.judge import Claim, judge
 from grpo_bench.table.ledger import choices, trials, write_tuned
 from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.table.values import collect
 from grpo_bench.types import UserError
 
 ARMS = {"ppo": 0.5, "grpo_g4": 0.6, "grpo_g8": 0.8, "grpo_g16": 0.7}
@@ -107,6 +109,35 @@ def test_areas_by_tokens_end_where_the_shortest_run_does(tmp_path):
     # all have 40 tokens: 20·0.3 + 20·0.6 of the one; of the other 40·(0.2 + 0.4/3·0.5), it stands at 0.2 + 0.2·40/60
     found = {arm.label: reading.value("learning_curve_area_tokens", arm.runs[0]) for arm in arms}
     assert found == pytest.approx({"grpo_g4": 0.45, "grpo_g8": 0.2 + 0.1 * 40 / 60})
+
+
+def test_areas_by_tokens_are_over_what_the_rows_of_a_claim_have(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+
+    def add(name: str, each: int, heights: dict[int, float], status: str = "complete") -> None:
+        lines = [
+            {"step": s, "samples": s, "generated_tokens": each * s, "eval/dev/greedy/acc": h}
+            for s, h in heights.items()
+        ]
+        changed = {"row": name, "config_hash": name, "status": status}
+        run = write_run(study, name, 0, [1, 0], base=[0, 0], curve=lines, status=status, result=changed)
+        run.rename(study / f"{name}-s0-{zlib.crc32(name.encode()):08x}")
+
+    rising = {0: 0.2, 2: 0.4, 4: 0.8}
+    add("grpo_g2", 1, rising)  # of no claim below: it has 4 tokens and cuts none of theirs
+    add("grpo_g4", 10, rising)
+    add("grpo_g8", 30, rising)
+    add("grpo_g16", 10, {0: 0.2}, "diverged")  # stopped after its first look
+    c = compare(load_study(study))
+    reading = Reading(c.arms)
+    found = collect(c, reading, ["grpo_g4", "grpo_g8"], "learning_curve_area_tokens")
+    assert found.rows == [[pytest.approx(0.45)], [pytest.approx(0.2 + 0.1 * 40 / 60)]]  # both over 40, as above
+    # the stopped one stands at 0.2 for the other's 120 tokens, whose curve is 60·0.3 + 60·0.6
+    found = collect(c, reading, ["grpo_g8", "grpo_g16"], "learning_curve_area_tokens")
+    assert found.rows == [[pytest.approx(0.45)], [pytest.approx(0.2)]]
+    # outside a claim over what all have, 4 tokens: 0.2 + 0.2·4/20/2
+    four = next(arm for arm in c.arms if arm.label == "grpo_g4").runs[0]
+    assert reading.value("learning_curve_area_tokens", four) == pytest.approx(0.22)
 
 
 # ---------------------------------------------------------------- hypotheses
