@@ -32,6 +32,7 @@ from grpo_bench.table.hypotheses import criterion, evaluate
 from grpo_bench.table.judge import Claim, judge
 from grpo_bench.table.ledger import choices, trials, write_tuned
 from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.table.render import as_json
 from grpo_bench.table.values import collect
 from grpo_bench.types import UserError
 
@@ -345,6 +346,46 @@ def test_hypotheses_say_in_how_many_runs_they_were_declared(tmp_path):
     built = table.build(study)
     assert "Declared in the configuration of 2 of 4 runs." in built.sheet("hypotheses").notes[0]
     assert any(n.startswith("The study's hypotheses changed between its runs") for n in built.comparison.notes)
+
+
+def begun(run: Path, day: int) -> None:
+    path = run / "provenance.json"
+    content = json.loads(path.read_text())
+    content["attempts"][0]["started"] = f"2026-01-{day:02d}T00:00:00Z"
+    path.write_text(json.dumps(content))
+
+
+def test_what_the_run_begun_first_declared_counts_and_later_claims_describe(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    first = {"id": "kl", "claim": "c", "rows": ["grpo_g8", "ppo"], "measure": "kl_final", "expect": "greater"}
+    # grpo_g8's folders come first by name and ppo's began first; one bound was changed, one sentence, one claim added
+    bound = first | {"at_least": 0.05}
+    worded = {"id": "ends", "claim": "before", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
+    added = {"id": "calm", "claim": "c", "rows": ["grpo_g8", "ppo"], "measure": "entropy_final", "expect": "less"}
+    declared = {"ppo": [first, worded], "grpo_g8": [bound, worded | {"claim": "after"}, added]}
+    # KL 0.10, 0.12, 0.11, 0.09, 0.13 above the other's: the interval is 0.0904 to 0.1296
+    for seed, kl in enumerate([0.30, 0.32, 0.31, 0.29, 0.33]):
+        for name, value, day in (("ppo", 0.2, 1), ("grpo_g8", kl, 2)):
+            settings = config(name, "ppo", seed)["study"] | {"hypotheses": declared[name]}
+            settings |= {"baseline": name}
+            result = {"stability": {"kl_final": value, "entropy_final": value}}
+            begun(write_run(study, name, seed, [1, 0], base=[0, 0], changes={"study": settings}, result=result), day)
+    built = table.build(study)
+    shown = [(f.id, f.claim, f.outcome, f.later) for f in built.findings]
+    assert shown == [
+        ("kl", "c", "supported", False), ("ends", "before", "not established", False),  # no accuracy differs
+        ("kl", "c", "descriptive", True), ("calm", "c", "descriptive", True),
+    ]  # fmt: skip
+    sheet = built.sheet("hypotheses")
+    assert [row[sheet.header.index("outcome")] for row in sheet.rows][2:] == ["declared later: descriptive"] * 2
+    assert sheet.rows[2][sheet.header.index("found [95 %]")] == "+0.11 [+0.0904, +0.13]"
+    assert "97.5 % interval" in sheet.notes[1]  # of the two declared first
+    assert sheet.notes[2].startswith("Declared later: the last 2 stand in runs begun after the first one")
+    assert built.comparison.baseline == "ppo"
+    notes = built.comparison.notes
+    assert any("baseline changed between its runs: ppo-s0-aaaaaaaa's, begun first, are used, 5 runs" in n for n in notes)
+    said = json.loads(as_json(built.heading, built.sheets, built.comparison, built.findings))["hypotheses"]
+    assert [one["declared_later"] for one in said] == [False, False, True, True]
 
 
 def test_the_time_to_a_target_is_a_median_with_its_seeds(tmp_path):

@@ -232,7 +232,7 @@ def _declared(c: Comparison, findings: Sequence[Finding], said: Said, grpo: Arm,
         return [arm for name in finding.values.labels for arm in named(c, name)]
 
     pairs = ([grpo, ppo], [ppo, grpo])
-    about = [f for f in findings if f.judgement and f.measure == said.measure and rows(f) in pairs]
+    about = [f for f in findings if f.judgement and not f.later and f.measure == said.measure and rows(f) in pairs]
     return min(about, key=lambda f: (f.asked != said.claim, rows(f) != pairs[0]), default=None)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_bench.records import METRICS, Run, Study
 from grpo_bench.table.arms import Arm, against, against_base, group_arms, mean_evals, summarise
 from grpo_bench.table.contrasts import Contrast, contrast_all
+from grpo_bench.table.declared import disagreements, settings_of
 from grpo_bench.table.pairs import Estimate, Side, accuracy
 from grpo_bench.types import UserError
 
@@ -42,7 +42,7 @@ class Comparison:
 def compare(study: Study, baseline: str | None = None) -> Comparison:
     """All numbers of the tables. ``baseline`` overrides the study's own; UserError where no row has that name."""
     arms = group_arms(study.runs)
-    settings: dict[str, Any] = next((c["study"] for c in study.configs if c.get("study")), {})
+    settings = settings_of(study)
     names = {name for arm in arms for name in (arm.label, arm.row, arm.arm)}
     if baseline is not None and baseline not in names:
         raise UserError(f"baseline={baseline}: no such row in {study.name}; it has {', '.join(sorted(names))}")
@@ -64,7 +64,7 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
                 notes.append(f"{arm.label} against {name}: not comparable, {arm.to_baseline.refused}.")
     margin = float(settings.get("margin") or 0.02)
     declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
-    notes += _disagreements(study)
+    notes += disagreements(study)
     contrasts, family = contrast_all(arms, declared, chosen, margin, notes)
     return Comparison(
         study=study,
@@ -78,32 +78,6 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
         left_out=_left_out(study.runs),
         notes=notes,
     )
-
-
-def _disagreements(study: Study) -> list[str]:
-    """What decides the verdicts must have stood before the first run: runs that say otherwise are named."""
-    lines = []
-    named = {"margin": "margin", "contrasts": "declared contrasts", "baseline": "baseline", "hypotheses": "hypotheses"}
-    for key, words in named.items():
-        said: dict[str, list[str]] = {}
-        for run in study.runs:
-            if run.config.get("study"):
-                value = declared_in(run.config) if key == "hypotheses" else run.config["study"].get(key)
-                said.setdefault(json.dumps(value), []).append(run.run_id)
-        if len(said) > 1:
-            first, *others = said.values()
-            lines.append(
-                f"The study's {words} changed between its runs: {first[0]}'s are used, "
-                f"{sum(map(len, others))} runs have others ({others[0][0]}, …)."
-            )
-    return lines
-
-
-def declared_in(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The hypotheses of a run's configuration, without options that say nothing: a record from before an option was
-    there says the same."""
-    declared = (config.get("study") or {}).get("hypotheses") or []
-    return [{key: value for key, value in one.items() if value is not None} for one in declared]
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

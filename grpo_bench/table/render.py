@@ -210,6 +210,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
     values = finding.values
     shown["interaction"] = finding.asked is not None and finding.asked.interaction  # of four rows
     shown |= {"outcome": finding.outcome, "why": finding.why, "seeds": values.seeds}
+    shown["declared_later"] = finding.later
     shown["rows"] = [{"row": label, "values": row} for label, row in zip(values.labels, values.rows, strict=False)]
     for name in ("interval", "simultaneous"):
         shown[name] = asdict(getattr(finding.judgement, name)) if finding.judgement else None
