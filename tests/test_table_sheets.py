@@ -383,7 +383,9 @@ def test_what_the_run_begun_first_declared_counts_and_later_claims_describe(tmp_
     assert sheet.notes[2].startswith("Declared later: the last 2 stand in runs begun after the first one")
     assert built.comparison.baseline == "ppo"
     notes = built.comparison.notes
-    assert any("baseline changed between its runs: ppo-s0-aaaaaaaa's, begun first, are used, 5 runs" in n for n in notes)
+    assert any(
+        "baseline changed between its runs: ppo-s0-aaaaaaaa's, begun first, are used, 5 runs" in n for n in notes
+    )
     said = json.loads(as_json(built.heading, built.sheets, built.comparison, built.findings))["hypotheses"]
     assert [one["declared_later"] for one in said] == [False, False, True, True]
 

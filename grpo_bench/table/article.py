@@ -239,6 +239,8 @@ def _declared(c: Comparison, findings: Sequence[Finding], said: Said, grpo: Arm,
 def _verdict(c: Comparison, grpo: Arm, ppo: Arm) -> str:
     """Of the declared contrast of the two, from GRPO's side; "" where it was not declared."""
     turned = {"better": "worse", "worse": "better"}
+    if c.declared == "no":
+        return ""
     for contrast in c.contrasts:
         word = contrast.verdict
         if (contrast.first, contrast.second) == (grpo.label, ppo.label):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from grpo_bench.records import METRICS, Run, Study
 from grpo_bench.table.arms import Arm, against, against_base, group_arms, mean_evals, summarise
@@ -25,6 +25,11 @@ class Reference:
     evals: dict[str, float | None]
 
 
+# How the study's configuration fixed the contrasts beforehand: by naming them, by naming a baseline, which every row is
+# then compared with, or not at all: the baseline was given to the table, when the runs were known.
+Declared = Literal["contrasts", "baseline", "no"]
+
+
 @dataclass
 class Comparison:
     study: Study
@@ -32,7 +37,7 @@ class Comparison:
     references: list[Reference]
     arms: list[Arm]
     contrasts: list[Contrast]
-    declared: bool  # the contrasts were named in the study's configuration beforehand
+    declared: Declared
     margin: float
     family: int  # contrasts that were declared, those without runs yet included: what the verdicts are corrected for
     left_out: list[str]  # runs missing, failed, diverged, running
@@ -65,19 +70,27 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
     margin = float(settings.get("margin") or 0.02)
     declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
     notes += disagreements(study)
-    contrasts, family = contrast_all(arms, declared, chosen, margin, notes)
+    how = declaration(settings, chosen)
+    contrasts, family = contrast_all(arms, declared, chosen, margin, notes, beforehand=how != "no")
     return Comparison(
         study=study,
         baseline=chosen,
         references=_references(study.runs),
         arms=arms,
         contrasts=contrasts,
-        declared=bool(declared),
+        declared=how,
         margin=margin,
         family=family,
         left_out=_left_out(study.runs),
         notes=notes,
     )
+
+
+def declaration(settings: Mapping[str, Any], baseline: str | None) -> Declared:
+    """Of the contrasts of a study with these settings, where ``baseline`` is the one used."""
+    if settings.get("contrasts"):
+        return "contrasts"
+    return "baseline" if baseline is not None and baseline == settings.get("baseline") else "no"
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

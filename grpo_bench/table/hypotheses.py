@@ -151,9 +151,9 @@ def decide(c: Comparison, values: Values, measure: str, claim: Claim, family: in
 
 
 def _contrast(c: Comparison, names: Sequence[str]) -> Contrast | None:
-    """Of exactly these two rows, in either order."""
+    """The declared one of exactly these two rows, in either order."""
     labels = {arm.label for name in names for arm in named(c, name) if name not in BEFORE_RL}
-    if len(names) != 2 or len(labels) != 2:
+    if len(names) != 2 or len(labels) != 2 or c.declared == "no":
         return None
     return next((one for one in c.contrasts if {one.first, one.second} == labels), None)
 

@@ -136,7 +136,7 @@ def as_json(heading: Heading, sheets: list[Sheet], comparison: Comparison, findi
         "about": dict(heading.lines),
         "baseline": comparison.baseline,
         "margin": comparison.margin,
-        "contrasts_declared": comparison.declared,
+        "contrasts_declared": comparison.declared != "no",
         "references": [_reference(reference) for reference in comparison.references],
         "arms": [_arm(arm) for arm in comparison.arms],
         "contrasts": contrasts,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from grpo_bench.records import load_study
 from grpo_bench.table.arms import group_arms
-from grpo_bench.table.compare import Comparison
+from grpo_bench.table.compare import Comparison, declaration
 from grpo_bench.table.contrasts import contrast_all
 from grpo_bench.table.declared import settings_of
 from grpo_bench.types import UserError
@@ -58,7 +58,7 @@ def _load(folder: Path, _stamp: tuple[tuple[str, int], ...]) -> Comparison | Non
         references=[],
         arms=arms,
         contrasts=contrasts,
-        declared=bool(declared),
+        declared=declaration(settings, baseline),
         margin=margin,
         family=family,
         left_out=[],
