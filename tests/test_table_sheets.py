@@ -386,8 +386,8 @@ def test_what_the_run_begun_first_declared_counts_and_later_claims_describe(tmp_
     assert any(
         "baseline changed between its runs: ppo-s0-aaaaaaaa's, begun first, are used, 5 runs" in n for n in notes
     )
-    said = json.loads(as_json(built.heading, built.sheets, built.comparison, built.findings))["hypotheses"]
-    assert [one["declared_later"] for one in said] == [False, False, True, True]
+    found = json.loads(as_json(built.heading, built.sheets, built.comparison, built.findings))["hypotheses"]
+    assert [one["declared_later"] for one in found] == [False, False, True, True]
 
 
 def test_the_time_to_a_target_is_a_median_with_its_seeds(tmp_path):

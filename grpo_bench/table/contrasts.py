@@ -54,7 +54,8 @@ def contrast_all(
     The family is what was declared: a contrast without runs yet, or whose runs are refused as pairs, counts in it, one
     for each row that its first name means, so that verdicts do not change their level as a study grows. What has no
     figures goes to ``notes``. Unless the contrasts were chosen ``beforehand`` they have figures and no verdict: who
-    chooses them by the results finds a difference far more often. ``verdicts_only`` leaves out what is shown beside a verdict (bootstrap, problems).
+    chooses them by the results finds a difference far more often. ``verdicts_only`` leaves out what is shown beside a
+    verdict (bootstrap, problems).
     """
     wanted = declared or ([(arm.label, baseline) for arm in arms if not arm.called(baseline)] if baseline else [])
     contrasts: list[Contrast] = []

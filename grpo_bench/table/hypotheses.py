@@ -20,8 +20,8 @@ from grpo_bench.table.values import Values, collect, collect_pairs, named
 
 @dataclass(frozen=True)
 class Finding:
-    """One hypothesis with its evidence; ``judgement`` is None where there is nothing to judge. ``later``: declared after
-    the first run, which describes and belongs to no family."""
+    """One hypothesis with its evidence; ``judgement`` is None where there is nothing to judge. ``later``: declared
+    after the first run, which describes and belongs to no family."""
 
     id: str
     claim: str
@@ -108,8 +108,8 @@ def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None
     ]
     if family < len(findings):
         notes.append(
-            f"Declared later: the last {len(findings) - family} stand in runs begun after the first one, or stand there "
-            "otherwise; their figures describe, outside the family."
+            f"Declared later: the last {len(findings) - family} stand in runs begun after the first one, or stand "
+            "otherwise there; their figures describe, outside the family."
         )
     if any(finding.asked and finding.asked.interaction for finding in findings):
         notes.append(

@@ -29,7 +29,7 @@ def number_text(value: float, measure: Measure | None, *, points: bool = False) 
 
 
 def interval_text(interval: Interval, measure: Measure, scale: str = "difference") -> str:
-    """A difference with its sign, or a ratio, and the 95 % interval where one is known; "–" where there is no figure."""
+    """A difference with its sign, or a ratio, and the 95 % interval where one is known; "–" for no figure."""
     if math.isnan(interval.estimate):
         return NONE
     if scale == "ratio":
