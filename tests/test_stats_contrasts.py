@@ -154,6 +154,7 @@ def test_a_baseline_is_a_declaration_where_the_study_named_it(tmp_path):
         "Contrasts: none was declared; every row against a baseline chosen after the runs."
     )
     assert "Better or worse" not in " ".join(sheet.notes)
+    assert (contrasts_sheet(own).title, sheet.title) == ("Contrasts and verdicts", "Contrasts")
     assert not any(word in cell for row in main_sheet(other).rows for cell in row for word in ("better", "worse"))
     # the study's own claim about the same two rows is judged as if no contrast stood there
     assert [f.outcome for f in evaluate(own)] == [f.outcome for f in evaluate(other)] == ["supported"]

@@ -53,7 +53,8 @@ def contrasts_sheet(c: Comparison) -> Sheet:
         "in points that this rule would have found with 80 % probability at the spread measured. Collapsed: seeds of "
         f"either side whose accuracy on dev ended more than {WORDS} below its best.",
     ]
-    return Sheet("contrasts", "Contrasts and verdicts", header, rows, notes)
+    title = "Contrasts" if c.declared == "no" else "Contrasts and verdicts"
+    return Sheet("contrasts", title, header, rows, notes)
 
 
 def verdict_lines(contrasts: Sequence[Contrast]) -> list[str]:
