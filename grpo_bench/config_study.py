@@ -42,7 +42,21 @@ class HypothesisConfig(Strict):
             self._interaction(name, self.than)
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"{name}: at_least={self.at_least:g} is above at_most={self.at_most:g}")
+        if self.scale == "ratio":
+            self._ratio(name)
+        for rows in (self.rows, self.than):
+            if rows and all(row in BEFORE_RL for row in rows):
+                raise ValueError(f"{name}: {', '.join(rows)} are models before RL alone; name a row of the study too")
         return self
+
+    def _ratio(self, name: str) -> None:
+        for key, value in (("at_least", self.at_least), ("at_most", self.at_most)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: {key}={value:g} is no bound of a ratio, which lies above 0")
+        if self.expect in ("equal", "flat") and self.at_most is not None and self.at_most <= 1:
+            raise ValueError(
+                f"{name}: at_most={self.at_most:g} of a ratio that is {self.expect} lies above 1, such as 1.1"
+            )
 
     def _interaction(self, name: str, than: list[str]) -> None:
         if self.expect not in PAIRED:

@@ -21,6 +21,7 @@ from grpo_bench.identity import study_dir
 from grpo_bench.missing import missing
 from grpo_bench.provenance import PATH_KEYS, base_names
 from grpo_bench.resume import standing
+from grpo_bench.study_check import study_problems
 from grpo_bench.types import UserError
 
 Composed = tuple[DictConfig, dict[str, Any]]  # as composed, and as plain data
@@ -173,7 +174,7 @@ def _job(
 ) -> Job:
     composed, data = _composed(overrides, name, first)
     config = parse(data)
-    problems = missing(config, elsewhere) + _overruled(overrides, data, config)
+    problems = missing(config, elsewhere) + _overruled(overrides, data, config) + study_problems(config.study)
     arm = OmegaConf.select(composed, "hydra.runtime.choices.arm")
     if arm is not None and config.arm != arm:
         problems.append(f"arm={config.arm!r} in conf/arm/{arm}.yaml: it should be named as its file, arm: {arm}")

@@ -108,6 +108,11 @@ class Run:
         return len(self._attempts)
 
     @property
+    def started(self) -> str:
+        """When the run was first begun, in UTC (ISO 8601); "" where its record does not say."""
+        return str(self._attempts[0].get("started") or "") if self._attempts else ""
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """The newest attempt's entry of provenance.json; {} where there is none."""
         return self._attempts[-1] if self._attempts else {}

@@ -23,6 +23,7 @@ from grpo_bench.device import resolve_device, resolve_dtype
 from grpo_bench.identity import fingerprint
 from grpo_bench.paths import conf_dir
 from grpo_bench.preflight import preflight
+from grpo_bench.study_check import study_problems
 from grpo_bench.tuned import namesakes
 from grpo_bench.types import UserError
 
@@ -624,12 +625,52 @@ def test_a_hypothesis_is_data_with_defaults() -> None:
         ({"rows": ["ppo model=each", "ppo"]}, "hypothesis lead: model=each is a list by itself, for increasing, decr"),
         ({"rows": ["ppo model=each"]}, "hypothesis lead: model=each is a list by itself, for increasing, decreasing"),
         ({"than": ["ppo model=each", "ppo"]}, "hypothesis lead: model=each is a list by itself"),
+        ({"scale": "ratio", "at_least": 0.0}, "hypothesis lead: at_least=0 is no bound of a ratio, which lies above 0"),
+        ({"scale": "ratio", "at_most": -1.5}, "hypothesis lead: at_most=-1.5 is no bound of a ratio"),
+        ({"scale": "ratio", "expect": "equal", "at_most": 0.1}, "at_most=0.1 of a ratio that is equal lies above 1"),
+        (
+            {"rows": ["warm-started", "pretrained"]},
+            "hypothesis lead: warm-started, pretrained are models before RL alone",
+        ),
+        ({"than": ["warm-started", "pretrained"]}, "hypothesis lead: warm-started, pretrained are models before RL"),
     ],
 )
 def test_a_hypothesis_that_means_nothing_is_refused(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         studied(LEAD | changes)
     assert any(expected in line for line in caught.value.lines), caught.value.lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"measure": "acuracy"}, ["hypothesis lead: no measure 'acuracy'; did you mean 'accuracy'?"]),
+        (
+            {"measure": "kl_final", "expect": "equal"},
+            [
+                "hypothesis lead: expect=equal needs at_most=...: the study's margin is of fractions, and kl_final is "
+                "in nats/token"
+            ],
+        ),
+        ({"measure": "kl_final", "expect": "equal", "at_most": 0.1}, []),
+        ({"measure": "gain", "expect": "equal"}, []),  # a fraction, as the margin is
+        ({"at_least": -0.02}, []),  # no worse: of a difference
+    ],
+)
+def test_what_no_table_could_judge_is_found_before_the_runs(changes: dict[str, Any], expected: list[str]) -> None:
+    assert study_problems(studied(LEAD | changes).study) == expected
+
+
+def test_a_sweep_with_an_unknown_measure_stops_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        preflight(
+            [
+                "study.hypotheses=[{id:lead,claim:c,rows:[grpo_g8,ppo],expect:greater,measure:acuracy}]",
+                "arm=grpo_g8,ppo",
+            ],
+            multirun=True,
+        )
+    assert any("no measure 'acuracy'; did you mean 'accuracy'?" in line for line in caught.value.lines)
 
 
 def test_a_hypothesis_may_be_of_two_differences_and_of_models_by_their_place() -> None:

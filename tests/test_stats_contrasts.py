@@ -10,7 +10,12 @@ import pytest
 from study_builder import HASHES, config, rows, write_gz, write_jobs, write_run
 
 from grpo_bench.records import load_study
+from grpo_bench.table.brief import brief
 from grpo_bench.table.compare import Comparison, compare
+from grpo_bench.table.contrast_sheet import contrasts_sheet
+from grpo_bench.table.heading import Heading
+from grpo_bench.table.hypotheses import evaluate
+from grpo_bench.table.main import main_sheet
 from grpo_bench.table.measures import Reading
 from grpo_bench.table.pairs import refusal
 from grpo_bench.table.tasks_sheet import tasks_sheet
@@ -122,6 +127,55 @@ def test_a_refused_pair_keeps_its_place_and_says_why(tmp_path):
     assert (
         "grpo_g4 against grpo_g8: not comparable, prompt stream differs (another and stream3) (seed 3)." in found.notes
     )
+
+
+def test_a_baseline_is_a_declaration_where_the_study_named_it(tmp_path):
+    folder = tmp_path / "demo-arithmetic"
+    of = {"id": "x", "claim": "c", "rows": ["grpo_g8", "grpo_g4"], "expect": "greater"}
+    own = study(folder, {"ppo": BASE, "grpo_g8": UP, "grpo_g4": CLOSE}, hypotheses=[of])
+    assert own.declared == "baseline"
+    sheet = contrasts_sheet(own)
+    assert sheet.notes[0].startswith("Contrasts: declared by the study's baseline: every row against it.")
+    assert sheet.notes[1].startswith("Better or worse: ")
+    assert compare(load_study(folder), "ppo").declared == "baseline"  # given again, it is the same
+    # chosen after the runs: + 10.0 points of the one over the other, and no word about it
+    other = compare(load_study(folder), "grpo_g4")
+    assert other.declared == "no"
+    assert verdicts(other) == {("grpo_g8", "grpo_g4"): "descriptive", ("ppo", "grpo_g4"): "descriptive"}
+    (one,) = (c for c in other.contrasts if c.first == "grpo_g8")
+    assert one.judged is not None
+    assert (one.judged.word, one.p, one.holm) == ("descriptive", one.judged.p, one.judged.p_holm)
+    assert one.judged.interval.estimate == pytest.approx(0.099)  # 9.5, 11.5, 9, 8.5, 11 points
+    sheet = contrasts_sheet(other)
+    cells = {row[0]: dict(zip(sheet.header, row, strict=True)) for row in sheet.rows}["grpo_g8 - grpo_g4"]
+    assert cells["verdict"] == "descriptive"
+    assert cells["difference [95 %]"].startswith("+9.9 [")
+    assert sheet.notes[0].startswith(
+        "Contrasts: none was declared; every row against a baseline chosen after the runs."
+    )
+    assert "Better or worse" not in " ".join(sheet.notes)
+    assert (contrasts_sheet(own).title, sheet.title) == ("Contrasts and verdicts", "Contrasts")
+    assert not any(word in cell for row in main_sheet(other).rows for cell in row for word in ("better", "worse"))
+    # the study's own claim about the same two rows is judged as if no contrast stood there
+    assert [f.outcome for f in evaluate(own)] == [f.outcome for f in evaluate(other)] == ["supported"]
+    assert evaluate(own)[0].judgement == evaluate(other)[0].judgement
+    page = brief(Heading("demo", []), other)
+    assert "Differences (none was declared):\n\n- grpo_g8 against grpo_g4: **descriptive**, +9.9 [" in page
+
+
+def test_declared_contrasts_have_verdicts_with_any_baseline(tmp_path):
+    folder = tmp_path / "demo-arithmetic"
+    assert study(folder, {"ppo": BASE, "grpo_g8": UP}, contrasts=[["grpo_g8", "ppo"]]).declared == "contrasts"
+    found = compare(load_study(folder), "grpo_g8")
+    assert (found.declared, verdicts(found)) == ("contrasts", {("grpo_g8", "ppo"): "better"})
+
+
+def test_without_a_baseline_of_its_own_a_study_declared_none(tmp_path):
+    folder = tmp_path / "demo-arithmetic"
+    assert study(folder, {"ppo": BASE, "grpo_g8": UP}, baseline=None).contrasts == []
+    found = compare(load_study(folder), "ppo")
+    assert (found.declared, verdicts(found)) == ("no", {("grpo_g8", "ppo"): "descriptive"})
+    assert not any("Interim" in note for note in found.notes)
 
 
 def test_a_margin_or_contrast_that_changed_between_runs_is_named(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from grpo_bench.table.judge import Claim, judge
+from grpo_bench.table.measures import MEASURES
+from grpo_bench.table.units import interval_text
 
 # differences 0.10, 0.12, 0.11, 0.09, 0.13: mean 0.11, sd 0.0158114, t(0.975, 4) = 2.776445
 FIRST, SECOND = [0.60, 0.62, 0.61, 0.59, 0.63], [0.50] * 5
@@ -70,9 +72,14 @@ def test_counts_that_never_vary_are_no_certainty_and_exact_figures_are():
 
 
 def test_a_ratio_needs_values_above_zero():
-    found = judge([FIRST, [0.5, 0.5, 0.0, 0.5, 0.5]], Claim("greater", "ratio"))
-    assert found.outcome == "not established"
-    assert "no ratio" in found.why
+    zero = [0.5, 0.5, 0.0, 0.5, 0.5]
+    found = judge([FIRST, zero], Claim("greater", "ratio"))
+    assert (found.outcome, found.why) == ("not established", "a value is not above 0: no ratio")
+    # the differences have a mean of 0.21, which is no ratio
+    assert all(math.isnan(x) for i in (found.interval, found.simultaneous) for x in (i.estimate, i.low, i.high))
+    assert interval_text(found.interval, MEASURES["kl_final"], "ratio") == "–"
+    few = judge([FIRST[:4], zero[:4]], Claim("greater", "ratio"))
+    assert (few.outcome, few.why, few.n) == ("descriptive", "a value is not above 0: no ratio", 4)
 
 
 def test_trends():

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from grpo_bench.table.hypotheses import criterion, evaluate
 from grpo_bench.table.judge import Claim, judge
 from grpo_bench.table.ledger import choices, trials, write_tuned
 from grpo_bench.table.measures import MEASURES, Reading
+from grpo_bench.table.render import as_json
+from grpo_bench.table.values import collect
 from grpo_bench.types import UserError
 
 ARMS = {"ppo": 0.5, "grpo_g4": 0.6, "grpo_g8": 0.8, "grpo_g16": 0.7}
@@ -107,6 +110,35 @@ def test_areas_by_tokens_end_where_the_shortest_run_does(tmp_path):
     # all have 40 tokens: 20·0.3 + 20·0.6 of the one; of the other 40·(0.2 + 0.4/3·0.5), it stands at 0.2 + 0.2·40/60
     found = {arm.label: reading.value("learning_curve_area_tokens", arm.runs[0]) for arm in arms}
     assert found == pytest.approx({"grpo_g4": 0.45, "grpo_g8": 0.2 + 0.1 * 40 / 60})
+
+
+def test_areas_by_tokens_are_over_what_the_rows_of_a_claim_have(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+
+    def add(name: str, each: int, heights: dict[int, float], status: str = "complete") -> None:
+        lines = [
+            {"step": s, "samples": s, "generated_tokens": each * s, "eval/dev/greedy/acc": h}
+            for s, h in heights.items()
+        ]
+        changed = {"row": name, "config_hash": name, "status": status}
+        run = write_run(study, name, 0, [1, 0], base=[0, 0], curve=lines, status=status, result=changed)
+        run.rename(study / f"{name}-s0-{zlib.crc32(name.encode()):08x}")
+
+    rising = {0: 0.2, 2: 0.4, 4: 0.8}
+    add("grpo_g2", 1, rising)  # of no claim below: it has 4 tokens and cuts none of theirs
+    add("grpo_g4", 10, rising)
+    add("grpo_g8", 30, rising)
+    add("grpo_g16", 10, {0: 0.2}, "diverged")  # stopped after its first look
+    c = compare(load_study(study))
+    reading = Reading(c.arms)
+    found = collect(c, reading, ["grpo_g4", "grpo_g8"], "learning_curve_area_tokens")
+    assert found.rows == [[pytest.approx(0.45)], [pytest.approx(0.2 + 0.1 * 40 / 60)]]  # both over 40, as above
+    # the stopped one stands at 0.2 for the other's 120 tokens, whose curve is 60·0.3 + 60·0.6
+    found = collect(c, reading, ["grpo_g8", "grpo_g16"], "learning_curve_area_tokens")
+    assert found.rows == [[pytest.approx(0.45)], [pytest.approx(0.2)]]
+    # outside a claim over what all have, 4 tokens: 0.2 + 0.2·4/20/2
+    four = next(arm for arm in c.arms if arm.label == "grpo_g4").runs[0]
+    assert reading.value("learning_curve_area_tokens", four) == pytest.approx(0.22)
 
 
 # ---------------------------------------------------------------- hypotheses
@@ -314,6 +346,48 @@ def test_hypotheses_say_in_how_many_runs_they_were_declared(tmp_path):
     built = table.build(study)
     assert "Declared in the configuration of 2 of 4 runs." in built.sheet("hypotheses").notes[0]
     assert any(n.startswith("The study's hypotheses changed between its runs") for n in built.comparison.notes)
+
+
+def begun(run: Path, day: int) -> None:
+    path = run / "provenance.json"
+    content = json.loads(path.read_text())
+    content["attempts"][0]["started"] = f"2026-01-{day:02d}T00:00:00Z"
+    path.write_text(json.dumps(content))
+
+
+def test_what_the_run_begun_first_declared_counts_and_later_claims_describe(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    first = {"id": "kl", "claim": "c", "rows": ["grpo_g8", "ppo"], "measure": "kl_final", "expect": "greater"}
+    # grpo_g8's folders come first by name and ppo's began first; one bound was changed, one sentence, one claim added
+    bound = first | {"at_least": 0.05}
+    worded = {"id": "ends", "claim": "before", "rows": ["grpo_g8", "ppo"], "expect": "greater"}
+    added = {"id": "calm", "claim": "c", "rows": ["grpo_g8", "ppo"], "measure": "entropy_final", "expect": "less"}
+    declared = {"ppo": [first, worded], "grpo_g8": [bound, worded | {"claim": "after"}, added]}
+    # KL 0.10, 0.12, 0.11, 0.09, 0.13 above the other's: the interval is 0.0904 to 0.1296
+    for seed, kl in enumerate([0.30, 0.32, 0.31, 0.29, 0.33]):
+        for name, value, day in (("ppo", 0.2, 1), ("grpo_g8", kl, 2)):
+            settings = config(name, "ppo", seed)["study"] | {"hypotheses": declared[name]}
+            settings |= {"baseline": name}
+            result = {"stability": {"kl_final": value, "entropy_final": value}}
+            begun(write_run(study, name, seed, [1, 0], base=[0, 0], changes={"study": settings}, result=result), day)
+    built = table.build(study)
+    shown = [(f.id, f.claim, f.outcome, f.later) for f in built.findings]
+    assert shown == [
+        ("kl", "c", "supported", False), ("ends", "before", "not established", False),  # no accuracy differs
+        ("kl", "c", "descriptive", True), ("calm", "c", "descriptive", True),
+    ]  # fmt: skip
+    sheet = built.sheet("hypotheses")
+    assert [row[sheet.header.index("outcome")] for row in sheet.rows][2:] == ["declared later: descriptive"] * 2
+    assert sheet.rows[2][sheet.header.index("found [95 %]")] == "+0.11 [+0.0904, +0.13]"
+    assert "97.5 % interval" in sheet.notes[1]  # of the two declared first
+    assert sheet.notes[2].startswith("Declared later: the last 2 stand in runs begun after the first one")
+    assert built.comparison.baseline == "ppo"
+    notes = built.comparison.notes
+    assert any(
+        "baseline changed between its runs: ppo-s0-aaaaaaaa's, begun first, are used, 5 runs" in n for n in notes
+    )
+    found = json.loads(as_json(built.heading, built.sheets, built.comparison, built.findings))["hypotheses"]
+    assert [one["declared_later"] for one in found] == [False, False, True, True]
 
 
 def test_the_time_to_a_target_is_a_median_with_its_seeds(tmp_path):

@@ -72,7 +72,8 @@ def differences(c: Comparison) -> Figure | None:
     axes.margins(x=0.08)
     axes.set_xlabel("difference in accuracy, percentage points")
     note = f"Mean with its plain 95 % interval; rings: paired seeds; grey: the margin of ±{100 * c.margin:g} points."
-    heading(figure, f"{c.study.name}: differences and verdicts", note)
+    words = "differences" if c.declared == "no" else "differences and verdicts"
+    heading(figure, f"{c.study.name}: {words}", note)
     return figure
 
 

@@ -232,13 +232,15 @@ def _declared(c: Comparison, findings: Sequence[Finding], said: Said, grpo: Arm,
         return [arm for name in finding.values.labels for arm in named(c, name)]
 
     pairs = ([grpo, ppo], [ppo, grpo])
-    about = [f for f in findings if f.judgement and f.measure == said.measure and rows(f) in pairs]
+    about = [f for f in findings if f.judgement and not f.later and f.measure == said.measure and rows(f) in pairs]
     return min(about, key=lambda f: (f.asked != said.claim, rows(f) != pairs[0]), default=None)
 
 
 def _verdict(c: Comparison, grpo: Arm, ppo: Arm) -> str:
     """Of the declared contrast of the two, from GRPO's side; "" where it was not declared."""
     turned = {"better": "worse", "worse": "better"}
+    if c.declared == "no":
+        return ""
     for contrast in c.contrasts:
         word = contrast.verdict
         if (contrast.first, contrast.second) == (grpo.label, ppo.label):

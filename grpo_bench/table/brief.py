@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from grpo_bench.table.compare import Comparison
+from grpo_bench.table.compare import Comparison, Declared
 from grpo_bench.table.contrast_sheet import verdict_lines
 from grpo_bench.table.heading import Heading
 from grpo_bench.table.main import main_sheet
 from grpo_bench.table.render import as_markdown
 from grpo_bench.types import UserError
 
+SHORT: dict[Declared, str] = {
+    "contrasts": "declared before the runs",
+    "baseline": "declared by the study's baseline: every row against it",
+    "no": "none was declared",
+}
 SHOWN = ("Task", "Model", "Budget", "Test", "Seeds", "Revision", "Runs made by", "Table made by")
 
 
@@ -21,8 +26,9 @@ def brief(heading: Heading, c: Comparison) -> str:
     sheet = main_sheet(c, short=True)
     parts += [as_markdown(sheet), "\n".join(f"- {note}" for note in sheet.notes)]
     if c.contrasts:
-        declared = "declared before the runs" if c.declared else "every row against the baseline"
-        parts.append(f"Verdicts ({declared}, margin ±{100 * c.margin:g} points):")
+        beforehand = c.declared != "no"
+        within = f", margin ±{100 * c.margin:g} points" if beforehand else ""
+        parts.append(f"{'Verdicts' if beforehand else 'Differences'} ({SHORT[c.declared]}{within}):")
         parts.append("\n".join(f"- {line}" for line in verdict_lines(c.contrasts)))
     if c.left_out:
         parts.append(f"Not finished: {len(c.left_out)} of {len(c.study.runs)} runs, named in the whole table.")

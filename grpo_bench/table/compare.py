@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from grpo_bench.records import METRICS, Run, Study
 from grpo_bench.table.arms import Arm, against, against_base, group_arms, mean_evals, summarise
 from grpo_bench.table.contrasts import Contrast, contrast_all
+from grpo_bench.table.declared import disagreements, settings_of
 from grpo_bench.table.pairs import Estimate, Side, accuracy
 from grpo_bench.types import UserError
 
@@ -25,6 +25,11 @@ class Reference:
     evals: dict[str, float | None]
 
 
+# How the study's configuration fixed the contrasts beforehand: by naming them, by naming a baseline, which every row is
+# then compared with, or not at all: the baseline was given to the table, when the runs were known.
+Declared = Literal["contrasts", "baseline", "no"]
+
+
 @dataclass
 class Comparison:
     study: Study
@@ -32,7 +37,7 @@ class Comparison:
     references: list[Reference]
     arms: list[Arm]
     contrasts: list[Contrast]
-    declared: bool  # the contrasts were named in the study's configuration beforehand
+    declared: Declared
     margin: float
     family: int  # contrasts that were declared, those without runs yet included: what the verdicts are corrected for
     left_out: list[str]  # runs missing, failed, diverged, running
@@ -42,7 +47,7 @@ class Comparison:
 def compare(study: Study, baseline: str | None = None) -> Comparison:
     """All numbers of the tables. ``baseline`` overrides the study's own; UserError where no row has that name."""
     arms = group_arms(study.runs)
-    settings: dict[str, Any] = next((c["study"] for c in study.configs if c.get("study")), {})
+    settings = settings_of(study)
     names = {name for arm in arms for name in (arm.label, arm.row, arm.arm)}
     if baseline is not None and baseline not in names:
         raise UserError(f"baseline={baseline}: no such row in {study.name}; it has {', '.join(sorted(names))}")
@@ -64,15 +69,16 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
                 notes.append(f"{arm.label} against {name}: not comparable, {arm.to_baseline.refused}.")
     margin = float(settings.get("margin") or 0.02)
     declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
-    notes += _disagreements(study)
-    contrasts, family = contrast_all(arms, declared, chosen, margin, notes)
+    notes += disagreements(study)
+    how = declaration(settings, chosen)
+    contrasts, family = contrast_all(arms, declared, chosen, margin, notes, beforehand=how != "no")
     return Comparison(
         study=study,
         baseline=chosen,
         references=_references(study.runs),
         arms=arms,
         contrasts=contrasts,
-        declared=bool(declared),
+        declared=how,
         margin=margin,
         family=family,
         left_out=_left_out(study.runs),
@@ -80,30 +86,11 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
     )
 
 
-def _disagreements(study: Study) -> list[str]:
-    """What decides the verdicts must have stood before the first run: runs that say otherwise are named."""
-    lines = []
-    named = {"margin": "margin", "contrasts": "declared contrasts", "baseline": "baseline", "hypotheses": "hypotheses"}
-    for key, words in named.items():
-        said: dict[str, list[str]] = {}
-        for run in study.runs:
-            if run.config.get("study"):
-                value = declared_in(run.config) if key == "hypotheses" else run.config["study"].get(key)
-                said.setdefault(json.dumps(value), []).append(run.run_id)
-        if len(said) > 1:
-            first, *others = said.values()
-            lines.append(
-                f"The study's {words} changed between its runs: {first[0]}'s are used, "
-                f"{sum(map(len, others))} runs have others ({others[0][0]}, …)."
-            )
-    return lines
-
-
-def declared_in(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The hypotheses of a run's configuration, without options that say nothing: a record from before an option was
-    there says the same."""
-    declared = (config.get("study") or {}).get("hypotheses") or []
-    return [{key: value for key, value in one.items() if value is not None} for one in declared]
+def declaration(settings: Mapping[str, Any], baseline: str | None) -> Declared:
+    """Of the contrasts of a study with these settings, where ``baseline`` is the one used."""
+    if settings.get("contrasts"):
+        return "contrasts"
+    return "baseline" if baseline is not None and baseline == settings.get("baseline") else "no"
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from grpo_bench import stats
 from grpo_bench.stats import Interval
 from grpo_bench.table.collapse import WORDS, collapse_count
-from grpo_bench.table.compare import Comparison
+from grpo_bench.table.compare import Comparison, Declared
 from grpo_bench.table.contrasts import Contrast
 from grpo_bench.table.layout import NONE, Bold, Sheet, points, pvalue
 from grpo_bench.table.main import VERDICTS
 
+WHEN: dict[Declared, str] = {
+    "contrasts": "declared in the study's configuration",
+    "baseline": "declared by the study's baseline: every row against it",
+    "no": "none was declared; every row against a baseline chosen after the runs",
+}
+NO_VERDICT = (
+    "Descriptive, without a verdict: which difference to look at was not chosen before the results were known. "
+    "Simultaneous intervals and Holm's p count the contrasts shown."
+)
 MOST = 12  # McNemar's p-values are listed for so many seeds, beyond that counted
 
 
@@ -36,16 +45,16 @@ def contrasts_sheet(c: Comparison) -> Sheet:
         row.append(_collapsed(c, contrast))
         word = contrast.verdict
         rows.append([*row, Bold(word) if word.startswith(VERDICTS) else word])
-    when = "declared in the study's configuration" if c.declared else "every row against the baseline, not declared"
     notes = [
-        f"Contrasts: {when}. {stats.ESTIMAND}",
-        stats.rule(max(c.family, 1), c.margin),
+        f"Contrasts: {WHEN[c.declared]}. {stats.ESTIMAND}",
+        NO_VERDICT if c.declared == "no" else stats.rule(max(c.family, 1), c.margin),
         "Problems: what other test problems would change for these trained models; seeds and problems: two-level "
         "bootstrap. McNemar: exact, of each seed's pair on the same problems, not pooled. Detectable: the difference "
         "in points that this rule would have found with 80 % probability at the spread measured. Collapsed: seeds of "
         f"either side whose accuracy on dev ended more than {WORDS} below its best.",
     ]
-    return Sheet("contrasts", "Contrasts and verdicts", header, rows, notes)
+    title = "Contrasts" if c.declared == "no" else "Contrasts and verdicts"
+    return Sheet("contrasts", title, header, rows, notes)
 
 
 def verdict_lines(contrasts: Sequence[Contrast]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,13 +46,16 @@ def contrast_all(
     margin: float,
     notes: list[str],
     *,
+    beforehand: bool = True,
     verdicts_only: bool = False,
 ) -> tuple[list[Contrast], int]:
     """The declared contrasts, else every arm against the baseline, judged together; and the size of their family.
 
     The family is what was declared: a contrast without runs yet, or whose runs are refused as pairs, counts in it, one
     for each row that its first name means, so that verdicts do not change their level as a study grows. What has no
-    figures goes to ``notes``. ``verdicts_only`` leaves out what is shown beside a verdict (bootstrap, problems).
+    figures goes to ``notes``. Unless the contrasts were chosen ``beforehand`` they have figures and no verdict: who
+    chooses them by the results finds a difference far more often. ``verdicts_only`` leaves out what is shown beside a
+    verdict (bootstrap, problems).
     """
     wanted = declared or ([(arm.label, baseline) for arm in arms if not arm.called(baseline)] if baseline else [])
     contrasts: list[Contrast] = []
@@ -80,7 +83,8 @@ def contrast_all(
     judged = stats.verdicts(differences, margin, family=family) if contrasts else {}
     for i, contrast in enumerate(contrasts):
         if contrast.difference.refused is None and contrast.difference.pairs:
-            contrast.judged, contrast.verdict = judged[i], judged[i].words
+            contrast.judged = judged[i] if beforehand else replace(judged[i], word="descriptive", within_margin=False)
+            contrast.verdict = contrast.judged.words
             if not verdicts_only:
                 _fill(contrast, judged[i])
     notes += _interim(contrasts, arms)

@@ -82,8 +82,9 @@ def area(run: Run, key: str, until: float | None = None) -> float | None:
 
 
 def area_to(run: Run, key: str, axis: str, place: float) -> float | None:
-    """The same up to ``place`` on any axis; a curve that ends before is held at its last height."""
-    found = curve(run, key, axis)
+    """The same up to ``place`` on any axis; a curve that ends before is held at its last height, that of a run stopped
+    after its first look too."""
+    found = curve(run, key, axis, least=1 if run.status == "diverged" else 2)
     return None if found is None or place < found[0][0] else area_under(*found, until=place)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_bench.row_names import BEFORE_RL
-from grpo_bench.table.compare import Comparison, declared_in
+from grpo_bench.table.compare import Comparison
 from grpo_bench.table.contrasts import Contrast
+from grpo_bench.table.declared import declared_in, hypotheses_of
 from grpo_bench.table.judge import ALPHA, Claim, Judgement, judge
 from grpo_bench.table.layout import NONE, Bold, Sheet
 from grpo_bench.table.measures import MEASURES, Measure, Reading
@@ -18,7 +20,8 @@ from grpo_bench.table.values import Values, collect, collect_pairs, named
 
 @dataclass(frozen=True)
 class Finding:
-    """One hypothesis with its evidence; ``judgement`` is None where there is nothing to judge."""
+    """One hypothesis with its evidence; ``judgement`` is None where there is nothing to judge. ``later``: declared
+    after the first run, which describes and belongs to no family."""
 
     id: str
     claim: str
@@ -30,6 +33,7 @@ class Finding:
     outcome: str
     scale: str = "difference"
     asked: Claim | None = None
+    later: bool = False
 
     @property
     def why(self) -> str:
@@ -37,14 +41,23 @@ class Finding:
 
 
 def evaluate(c: Comparison, declared: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
-    """Every declared hypothesis (by default those of the study's own configuration), judged as one family."""
-    declared = _declared(c) if declared is None else declared
+    """Every declared hypothesis (by default those of the study's own configuration), judged as one family; after them,
+    outside it, those that only later runs declare."""
+    later: Sequence[Mapping[str, Any]] = []
+    if declared is None:
+        declared, later = hypotheses_of(c.study)
     reading = Reading(c.arms)
-    return [_evaluate(c, reading, one, len(declared)) for one in declared]
+    found = [_evaluate(c, reading, one, len(declared)) for one in declared]
+    return found + [_described(_evaluate(c, reading, one, 1)) for one in later]
 
 
-def _declared(c: Comparison) -> Sequence[Mapping[str, Any]]:
-    return next((found for config in c.study.configs if (found := declared_in(config))), [])
+def _described(finding: Finding) -> Finding:
+    """Figures of what was declared when runs had ended already: no outcome, whatever they say."""
+    if finding.judgement is None:
+        return replace(finding, later=True)
+    no_ratio = math.isnan(finding.judgement.interval.estimate)  # its reason stays, others explain an outcome
+    judgement = replace(finding.judgement, outcome="descriptive", why=finding.why if no_ratio else "")
+    return replace(finding, judgement=judgement, outcome="descriptive", later=True)
 
 
 def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None:
@@ -73,6 +86,7 @@ def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None
         ]
         outcome = Bold(finding.outcome) if finding.outcome in ("supported", "contradicted") else finding.outcome
         said = f"{outcome} ({finding.why})" if finding.why else outcome
+        said = f"declared later: {said}" if finding.later else said
         rows.append(
             [
                 finding.id, finding.claim, label, "; ".join(means) or NONE, _found(finding, measure),
@@ -80,17 +94,23 @@ def hypotheses_sheet(c: Comparison, findings: Sequence[Finding]) -> Sheet | None
                 Bold(said) if isinstance(outcome, Bold) else said, finding.source or NONE,
             ]
         )  # fmt: skip
-    level = f"{100 * (1 - ALPHA / len(findings)):.4g} %"
-    used = _declared(c)
+    used, _ = hypotheses_of(c.study)
+    family = len([finding for finding in findings if not finding.later])
+    level = f"{100 * (1 - ALPHA / max(family, 1)):.4g} %"
     given = [declared_in(config) for config in c.study.configs]
     notes = [
         f"Declared in the configuration of {sum(one == used for one in given)} of {len(given)} runs. Found: first row "
         "minus or over the second; of a list, its last minus or over its first.",
-        f"Supported: the {level} interval over paired seeds (Student's t, Bonferroni over the {len(findings)} "
+        f"Supported: the {level} interval over paired seeds (Student's t, Bonferroni over the {family} "
         "hypotheses) lies wholly where the criterion says; contradicted: wholly elsewhere; equal and flat by two "
         "one-sided tests in every pair of rows. Fewer than 5 seeds: descriptive, no outcome. The accuracy of a pair "
         "that is a contrast is judged as there, within the contrasts.",
     ]
+    if family < len(findings):
+        notes.append(
+            f"Declared later: the last {len(findings) - family} stand in runs begun after the first one, or stand "
+            "otherwise there; their figures describe, outside the family."
+        )
     if any(finding.asked and finding.asked.interaction for finding in findings):
         notes.append(
             "Of four rows: (first − second) − (third − fourth), or (first / second) / (third / fourth), in each seed "
@@ -131,9 +151,9 @@ def decide(c: Comparison, values: Values, measure: str, claim: Claim, family: in
 
 
 def _contrast(c: Comparison, names: Sequence[str]) -> Contrast | None:
-    """Of exactly these two rows, in either order."""
+    """The declared one of exactly these two rows, in either order."""
     labels = {arm.label for name in names for arm in named(c, name) if name not in BEFORE_RL}
-    if len(names) != 2 or len(labels) != 2:
+    if len(names) != 2 or len(labels) != 2 or c.declared == "no":
         return None
     return next((one for one in c.contrasts if {one.first, one.second} == labels), None)
 

@@ -43,8 +43,8 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """``interval`` is the plain 95 % one of what the table prints: first − second, last − first of a list, or between
-    two differences; of a ratio it is the ratio itself. ``simultaneous`` is the one that decides. ``why``: "" where
-    nothing is to be added."""
+    two differences; of a ratio it is the ratio itself, NaN where there is none. ``simultaneous`` is the one that
+    decides. ``why``: "" where nothing is to be added."""
 
     outcome: Outcome
     interval: Interval
@@ -69,12 +69,14 @@ def judge(rows: Sequence[Sequence[float]], claim: Claim, *, family: int = 1, cou
     if claim.interaction:
         values = values[[0, 2]] - values[[1, 3]]
     ends = (0, 1) if len(values) == 2 else (len(values) - 1, 0)
+    few = values.shape[1] < SEEDS_FOR_VERDICT
     if claim.scale == "ratio" and not positive:
-        plain = _interval(values[ends[0]] - values[ends[1]], 0.95, counted)
-        return Judgement("not established", plain, plain, values.shape[1], "a value is not above 0: no ratio")
+        none = Interval(math.nan, math.nan, math.nan, math.nan, values.shape[1])  # a difference would read as a ratio
+        outcome = "descriptive" if few else "not established"
+        return Judgement(outcome, none, none, values.shape[1], "a value is not above 0: no ratio")  # type: ignore[arg-type]
     difference = values[ends[0]] - values[ends[1]]
     plain, strict = (_interval(difference, at, counted) for at in (0.95, level))
-    if values.shape[1] < SEEDS_FOR_VERDICT:
+    if few:
         outcome, why = "descriptive", ""
     elif not strict.known:
         outcome, why = "not established", "equal in every seed, so there is no spread to judge by"

@@ -55,7 +55,7 @@ def main_sheet(c: Comparison, *, short: bool = False) -> Sheet:
         + ". Differences in percentage points, paired.",
         *_meanings([row[-1] for row in rows]),
         "Bold: the difference's interval excludes zero."
-        + (" The verdict is corrected for all contrasts, see there." if c.contrasts else ""),
+        + (" The verdict is corrected for all contrasts, see there." if c.contrasts and c.declared != "no" else ""),
     ]  # fmt: skip
     return Sheet("main", "Main table", header, rows, notes)
 

@@ -68,12 +68,23 @@ class Measure:
 
 @dataclass
 class Reading:
-    """Reads measures of one study's runs; what they share (the target) is worked out once."""
+    """Reads measures of one study's runs; what they share (the target) is worked out once. ``rows`` are those that a
+    claim compares, none outside of one."""
 
     arms: Sequence[Arm]
+    rows: Sequence[Arm] = ()
     _values: dict[tuple[str, str], float | None] = field(default_factory=dict)
     _target: list[Target | None] = field(default_factory=list)
     _common: dict[tuple[str, str], float | None] = field(default_factory=dict)
+    _claims: dict[tuple[str, ...], Reading] = field(default_factory=dict)
+
+    def of(self, rows: Sequence[Arm]) -> Reading:
+        """The same for a claim about ``rows``: what they have in common is no matter of other rows. The target stays
+        the study's."""
+        labels = tuple(sorted({arm.label for arm in rows}))
+        if labels not in self._claims:
+            self._claims[labels] = Reading(self.arms, rows, _target=self._target)
+        return self._claims[labels]
 
     @property
     def target(self) -> Target | None:
@@ -87,9 +98,9 @@ class Reading:
         return whole_end(self.arms, run, key, axis)
 
     def common_end(self, key: str, axis: str) -> float | None:
-        """The furthest place that all of the study's runs reach, see ``curves.common_end``."""
+        """The furthest place that all runs of the claim's rows reach, see ``curves.common_end``."""
         if (key, axis) not in self._common:
-            self._common[key, axis] = common_end(self.arms, key, axis)
+            self._common[key, axis] = common_end(self.rows or self.arms, key, axis)
         return self._common[key, axis]
 
     def reached(self, run: Run, axis: str) -> Reached | None:
@@ -156,8 +167,8 @@ MEASURES: dict[str, Measure] = {
                                    "mean dev accuracy over the run (trapezoids), a stopped one held at its last"),
     "learning_curve_area_tokens": Measure("area under the learning curve by tokens", "fraction", "higher",
                                           common_area(DEV, "generated_tokens"), "training", True, None,
-                                          "mean dev accuracy over the generated tokens that every run of the study "
-                                          "has, those of the shortest one (trapezoids)"),
+                                          "mean dev accuracy over the generated tokens that every run of the rows "
+                                          "compared has, those of the shortest one (trapezoids)"),
     "reward_area": Measure("area under the training curve", "fraction", "higher",
                            curve_area("reward/correct"), "training", False, None,
                            "mean share of right training samples over the run (trapezoids)"),

@@ -105,7 +105,7 @@ def curve_area(key: str) -> Reader:
 
 
 def common_area(key: str, axis: str) -> Reader:
-    """Over what all runs of the study have of ``axis``, so that none is ahead for having gone on longer."""
+    """Over what all runs that are compared have of ``axis``, so that none is ahead for having gone on longer."""
 
     def read(reading: Reading, run: Run) -> float | None:
         place = reading.common_end(key, axis)

@@ -136,7 +136,7 @@ def as_json(heading: Heading, sheets: list[Sheet], comparison: Comparison, findi
         "about": dict(heading.lines),
         "baseline": comparison.baseline,
         "margin": comparison.margin,
-        "contrasts_declared": comparison.declared,
+        "contrasts_declared": comparison.declared != "no",
         "references": [_reference(reference) for reference in comparison.references],
         "arms": [_arm(arm) for arm in comparison.arms],
         "contrasts": contrasts,
@@ -210,6 +210,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
     values = finding.values
     shown["interaction"] = finding.asked is not None and finding.asked.interaction  # of four rows
     shown |= {"outcome": finding.outcome, "why": finding.why, "seeds": values.seeds}
+    shown["declared_later"] = finding.later
     shown["rows"] = [{"row": label, "values": row} for label, row in zip(values.labels, values.rows, strict=False)]
     for name in ("interval", "simultaneous"):
         shown[name] = asdict(getattr(finding.judgement, name)) if finding.judgement else None

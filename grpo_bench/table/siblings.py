@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from grpo_bench.records import load_study
 from grpo_bench.table.arms import group_arms
-from grpo_bench.table.compare import Comparison
+from grpo_bench.table.compare import Comparison, declaration
 from grpo_bench.table.contrasts import contrast_all
+from grpo_bench.table.declared import settings_of
 from grpo_bench.types import UserError
 
 
@@ -46,7 +46,7 @@ def _load(folder: Path, _stamp: tuple[tuple[str, int], ...]) -> Comparison | Non
         study = load_study(folder)
     except UserError:  # a damaged neighbour is its own table's error, not this one's
         return None
-    settings: dict[str, Any] = next((s for config in study.configs if (s := config.get("study"))), {})
+    settings = settings_of(study)
     arms, margin = group_arms(study.runs), float(settings.get("margin") or 0.02)
     baseline = settings.get("baseline")
     baseline = baseline if baseline is not None and any(arm.called(baseline) for arm in arms) else None
@@ -58,7 +58,7 @@ def _load(folder: Path, _stamp: tuple[tuple[str, int], ...]) -> Comparison | Non
         references=[],
         arms=arms,
         contrasts=contrasts,
-        declared=bool(declared),
+        declared=declaration(settings, baseline),
         margin=margin,
         family=family,
         left_out=[],

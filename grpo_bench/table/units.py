@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from grpo_bench.stats import Interval
+from grpo_bench.table.layout import NONE
 from grpo_bench.table.measures import Measure
 
 _SUFFIX = {"tokens": " tokens", "s": " s", "nats/token": "", "FLOPs": " FLOPs"}
@@ -28,7 +29,9 @@ def number_text(value: float, measure: Measure | None, *, points: bool = False) 
 
 
 def interval_text(interval: Interval, measure: Measure, scale: str = "difference") -> str:
-    """A difference with its sign, or a ratio, and the 95 % interval where one is known."""
+    """A difference with its sign, or a ratio, and the 95 % interval where one is known; "–" for no figure."""
+    if math.isnan(interval.estimate):
+        return NONE
     if scale == "ratio":
         bounds = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.known else ""
         return f"{interval.estimate:.2f} ×{bounds}"

@@ -49,6 +49,7 @@ def collect(c: Comparison, reading: Reading, names: Sequence[str], measure: str)
         arms[name] = called[0]
     if not arms:
         return Values(list(names), lacking="no row of this study is named")
+    reading = reading.of(list(arms.values()))
     runs = {name: {run.seed: run for run in arm.scored} for name, arm in arms.items()}
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in runs.values())))
     across = _across(names, list(arms.values()))
@@ -76,8 +77,8 @@ def collect(c: Comparison, reading: Reading, names: Sequence[str], measure: str)
 def collect_pairs(c: Comparison, reading: Reading, rows: Sequence[str], than: Sequence[str], measure: str) -> Values:
     """Values of two pairs, the four rows of a difference between differences, of the seeds that all four have.
 
-    Each pair must be comparable in itself; from one pair to the other task, model and budget may differ, since that is
-    what is asked.
+    Each pair must be comparable in itself, and what its runs have in common is its own; from one pair to the other
+    task, model and budget may differ, since that is what is asked.
     """
     pairs = [collect(c, reading, names, measure) for names in (rows, than)]
     labels = [label for pair in pairs for label in pair.labels]
