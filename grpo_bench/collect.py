@@ -13,7 +13,7 @@ from grpo_bench import ops, rewards
 from grpo_bench.rewards.repetition import repetition
 from grpo_bench.rollout import Engine, Noise, Sampling
 from grpo_bench.tasks import Task
-from grpo_bench.tasks.grading import Grade
+from grpo_bench.tasks.grading import Grade, correct
 from grpo_bench.tasks.overlap import Grading
 from grpo_bench.types import Batch, Problem, Rollouts
 
@@ -71,8 +71,8 @@ def collect(
         batch = replace(batch, old_logp=known.old_logp, ref_logp=known.ref_logp, values=known.values)
     with meter.phase("reward"):
         grades, total, parts = appraise(cfg, task, tokenizer, rows, rollouts, step, draw, grading)
-    correct = [grade.strict and ended for grade, ended in zip(grades, rollouts.finished, strict=True)]
-    batch = replace(batch, rewards=batch.rewards.new_tensor(total), correct=batch.correct.new_tensor(correct))
+    right = [correct(grade, ended) for grade, ended in zip(grades, rollouts.finished, strict=True)]
+    batch = replace(batch, rewards=batch.rewards.new_tensor(total), correct=batch.correct.new_tensor(right))
     return Experience(batch, rows, rollouts, grades, parts)
 
 

@@ -129,7 +129,7 @@ class Expansion:
     """Jobs of a command line: their overrides, and the keys that differ between them."""
 
     jobs: list[list[str]]
-    varying: list[str]
+    varying: list[str]  # of a single job of a sweep file those that the file varies
     composed: DictConfig | None = None  # of a single job, which had to be composed to tell
     launcher: str = "basic"  # Hydra's
 
@@ -151,9 +151,12 @@ def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
         raise UserError(f"{' '.join(several)}: several values; add -m to run them all, or write [a,b] for a list")
     if not multirun and not several:
         cfg = compose(fixed, name)
-        if OmegaConf.select(cfg, "hydra.sweeper.params") and "hydra.mode=RUN" not in overrides:
+        params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+        if params and "hydra.mode=RUN" not in overrides:
             raise UserError(f"{name} is a sweep; add -m to run its jobs")
-        return Expansion([fixed], [], cfg)
+        # one job of it by itself, as an agent starts it: what the sweep varies names its row
+        own = [key for key, value in params.items() if _several(parser, f"{key}={value}")]
+        return Expansion([fixed], own, cfg)
     shared = compose(fixed, name)
     params = OmegaConf.select(shared, "hydra.sweeper.params") or {}
     launcher = str(OmegaConf.select(shared, "hydra.runtime.choices.hydra/launcher"))
@@ -165,6 +168,13 @@ def expand(overrides: list[str], name: str, multirun: bool) -> Expansion:
     except HydraException as e:
         raise UserError(_explain(e, None, name)) from None
     return Expansion([job + hydras for job in jobs], varying_keys(jobs), launcher=launcher)
+
+
+def _several(parser: OverridesParser, override: str) -> bool:
+    try:
+        return bool(parser.parse_override(override).is_sweep_override())
+    except HydraException:  # the sweep file's own fault, which is none of this job's
+        return False
 
 
 def varying_keys(jobs: Sequence[Sequence[str]]) -> list[str]:

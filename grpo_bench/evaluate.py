@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from grpo_bench.ops import pass_at_k
 from grpo_bench.rollout import Engine, Noise, Sampling
 from grpo_bench.tasks import Task
-from grpo_bench.tasks.grading import vote_key
+from grpo_bench.tasks.grading import correct, vote_key
 from grpo_bench.tasks.overlap import Grading
 from grpo_bench.types import Problem, Rollouts
 
@@ -76,7 +76,7 @@ def evaluate(
                     "extracted": grade.extracted,
                     "strict": grade.strict,
                     "flexible": grade.flexible,
-                    "correct": grade.strict and out.finished[i],
+                    "correct": correct(grade, out.finished[i]),
                     "length": len(out.completion_ids[i]),
                     "finished": out.finished[i],
                 }

@@ -32,7 +32,8 @@ HELP = """usage: python -m grpo_bench.grade task=gsm8k|math|arithmetic|custom fi
 
 Rows: {"response": ..., "gold": ...} or {"response": ..., "id": "gsm8k/test/17"}; ids are looked up in the task
 (task.path=FOLDER: its data). gold: a number or an expression, or a worked solution that ends in "#### n" or \\boxed{}.
-Adds strict, flexible and extracted to each row; rows go to out= or to stdout, a summary to stderr.
+Adds strict, flexible and extracted to each row; rows go to out= or to stdout, a summary to stderr. Rows of a record
+(file=RUN/eval.jsonl.gz) have grades already: the summary says how many are others now.
 """
 NAMED = 5  # bad rows named in one error line
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(summary(grades, counts), file=sys.stderr)
+    print(summary(grades, counts) + moved(rows, grades), file=sys.stderr)
     return 0
 
 
@@ -194,6 +195,16 @@ def summary(grades: Sequence[Grade], counts: dict[str, int]) -> str:
     parts.append(f"unparseable {sum(grade.extracted is None for grade in grades)}")
     parts += [f"verifier {name} {count}" for name, count in counts.items() if count]
     return ", ".join(parts) + " (Wilson 95 %)"
+
+
+def moved(rows: Sequence[Row], grades: Sequence[Grade]) -> str:
+    """How many rows that came with a grade, such as those of a record, have another now; "" where none came so."""
+    before = [(row.values, grade) for row, grade in zip(rows, grades, strict=True) if "strict" in row.values]
+    if not before:
+        return ""
+    keys = ("strict", "flexible", "extracted")
+    other = sum(any(values.get(key) != getattr(grade, key) for key in keys) for values, grade in before)
+    return f"; graded otherwise before: {other} of {len(before)}"
 
 
 if __name__ == "__main__":

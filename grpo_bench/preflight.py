@@ -6,7 +6,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,11 @@ def preflight(
         except ConfigError as e:
             raise ConfigError(_report({tuple(e.lines): [overrides]}, 1)) from None
         varying = [*expansion.varying, *varying]
-        return Plan(_checked(expansion, name, config_dir, varying), varying, name, expansion.launcher)
+        jobs = _checked(expansion, name, config_dir, varying)
+        # a job of a sweep file by itself has the row that the sweep gives it
+        if not multirun and expansion.varying and "row" not in map(override_key, overrides):
+            jobs = [replace(job, parsed=job.config) for job in jobs]
+        return Plan(jobs, varying, name, expansion.launcher)
 
 
 def again(lines: list[list[str]], name: str, config_dir: str | None = None) -> Plan:

@@ -17,10 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from grpo_bench.tasks.grader import LIBRARIES
+
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "scipy"),
-    *("hydra-core", "omegaconf", "pydantic", "math-verify", "sympy", "latex2sympy2_extended"),
-    *("antlr4-python3-runtime", "wandb", "tensorboard"),
+    *("hydra-core", "omegaconf", "pydantic", *LIBRARIES["math"], "wandb", "tensorboard"),
 )
 # keys of the configuration that hold a path, or may (a hub's name never begins with / or ~)
 PATH_KEYS = (

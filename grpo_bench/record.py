@@ -154,8 +154,9 @@ class RunRecord:
                 print(f"warning: damaged checkpoint {folder.name} is skipped: {error}", file=sys.stderr, flush=True)
                 continue
             if other := _other(manifest["run"], self._same()):
+                what = "code or packages that graded it" if other == "fingerprints (grader)" else "what changed"
                 raise UserError(
-                    f"{folder} was written with another {other}; restore what changed, "
+                    f"{folder} was written with another {other}; restore {what}, "
                     "or start the run anew with resume=false"
                 )
             return found, manifest["journals"]

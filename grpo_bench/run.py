@@ -35,7 +35,7 @@ from grpo_bench.signals import costs, health, score_flops, shown, signals, throu
 from grpo_bench.state import Parts, State, from_checkpoint, result_of, to_checkpoint
 from grpo_bench.tasks import load_task
 from grpo_bench.tasks.grader import grader
-from grpo_bench.trackers import make_tracker
+from grpo_bench.trackers import completion_rows, make_tracker, withholds
 from grpo_bench.types import Batch, UserError
 from grpo_bench.update import Learner
 
@@ -90,6 +90,8 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         checkpoint = record.start()
         parts = Parts(cfg, task, tokenizer, engine, models, learner, meter, Size.of(model))
         tracker = make_tracker(cfg, directory, meta["run_id"], checkpoint is not None)
+        if withholds(cfg):
+            console.note(f"wandb gets completions of {cfg.task.name} by id, without questions and gold answers")
         code, result, found = 1, {}, []
         try:
             state = from_checkpoint(checkpoint, parts) if checkpoint else State()
@@ -161,11 +163,8 @@ def train(parts: Parts, state: State, record: RunRecord, tracker: Any, console: 
         record.step(state.step, line, timing)
         tracker.log({**line, **timing}, state.step)
         if cfg.tracker.completions and state.step % cfg.tracker.completions_every == 0:
-            asked = zip(rows_shown, experience.rows, strict=False)  # the record joins questions from the task instead
-            tracker.completions(
-                [{**row, "question": p.question, "gold": p.answer} for row, p in asked][: cfg.tracker.completions],
-                state.step,
-            )
+            rows = completion_rows(cfg, rows_shown[: cfg.tracker.completions], experience.rows)
+            tracker.completions(rows, state.step)
         console.step(state.step, min(done, 1.0), line)
         if cfg.checkpoint.every and (last or state.step % cfg.checkpoint.every == 0):
             with meter.phase("ckpt"):

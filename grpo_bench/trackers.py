@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from grpo_bench.files import write_atomic
 from grpo_bench.metrics import timing_metrics
 from grpo_bench.provenance import without_places
+from grpo_bench.tasks.withheld import WITHHELD
 from grpo_bench.types import UserError
 
 if TYPE_CHECKING:
     from grpo_bench.config import Config
+    from grpo_bench.types import Problem
 
 INIT_SECONDS = 15.0  # for a server that does not answer; then offline
 FINISH_SECONDS = 30.0  # for what is still unsent when the run is over
@@ -215,6 +217,19 @@ class Wandb(Closing):
             raise ToldError
         if code:
             raise ConnectionError(f"its process ended with exit code {code}")
+
+
+def withholds(cfg: Config) -> bool:
+    """Whether the completions table goes without questions and gold answers: a project on a server may be public, and
+    they are not ours to publish. Event files stay in the run's folder."""
+    return cfg.tracker.name == "wandb" and cfg.tracker.completions > 0 and cfg.task.name in WITHHELD
+
+
+def completion_rows(cfg: Config, rows: Iterable[dict[str, Any]], asked: Iterable[Problem]) -> list[dict[str, Any]]:
+    """Rows of the completions table: those of the record, which has ids alone, with what was asked."""
+    if withholds(cfg):
+        return list(rows)
+    return [{**row, "question": p.question, "gold": p.answer} for row, p in zip(rows, asked, strict=False)]
 
 
 def place_of(cfg: Config) -> dict[str, Any]:

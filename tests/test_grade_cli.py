@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def test_out_holds_the_rows_and_grading_twice_changes_nothing(
     assert capsys.readouterr().out == ""
     assert first.read_bytes() == second.read_bytes()
     assert len(first.read_text().splitlines()) == 3
+
+
+def test_a_record_s_rows_say_how_many_grades_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {"strict": True, "flexible": True, "extracted": "18"}
+    rows = [
+        {"response": "#### 18", "gold": "18", **before},
+        {"response": "#### 18.", "gold": "18", **before, "extracted": "18."},
+        {"response": "#### 17", "gold": "18", **before},
+        {"response": "#### 18", "gold": "18"},
+    ]
+    file = tmp_path / "eval.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert main(["task=gsm8k", f"file={file}", f"out={tmp_path / 'now.jsonl'}"]) == 0
+    assert capsys.readouterr().err.endswith("; graded otherwise before: 2 of 3\n")
+    file.write_bytes(file.read_bytes()[:-9])
+    assert main(["task=gsm8k", f"file={file}"]) == 2
+    assert "not a readable gzip file" in capsys.readouterr().err
 
 
 def test_math_takes_expressions_and_solutions_as_gold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from grpo_bench import provenance
+from grpo_bench.reproduce import check
 from grpo_bench.tasks import grader as module
 from grpo_bench.tasks import grading
 from grpo_bench.tasks.grader import LIBRARIES, MODULES, grader, structure
@@ -38,8 +41,27 @@ def test_the_modules_are_those_that_grading_imports() -> None:
     assert set(MODULES["gsm8k"]) == reached(inside_functions=False)  # a verifier is imported where it is needed
     libraries = {line.split()[1] for line in (TASKS / "verify_worker.py").read_text().splitlines()
                  if line.startswith("    from ")}  # fmt: skip
-    assert libraries == {"math_verify"}  # which brings sympy and latex2sympy2_extended
-    assert LIBRARIES["math"] == ("math-verify", "sympy", "latex2sympy2_extended")
+    assert libraries == {"math_verify"}  # which brings the others
+    assert LIBRARIES["math"] == ("math-verify", "sympy", "latex2sympy2_extended", "antlr4-python3-runtime")
+
+
+def test_what_decides_grades_is_recorded_and_compared() -> None:
+    assert set(LIBRARIES["math"]) <= set(provenance.PACKAGES)
+    then = {"packages": dict.fromkeys(LIBRARIES["math"], "1")}
+    run = SimpleNamespace(provenance=then, config={"task": {"answer": "math"}})
+    found = check.surroundings(run, {"packages": dict.fromkeys(LIBRARIES["math"], "2")}, None, [])
+    said = {difference.what: difference.changes for difference in found if difference.recorded == "1"}
+    assert said == dict.fromkeys(LIBRARIES["math"], True)
+
+
+@pytest.mark.parametrize(("strict", "finished", "right"), [(True, True, True), (True, False, False),
+                                                           (False, True, False)])  # fmt: skip
+def test_an_answer_that_was_cut_is_wrong(strict: bool, finished: bool, right: bool) -> None:
+    assert grading.correct(grading.Grade(strict, True, "1"), finished) is right
+    # the rule stands in this module alone, and so is part of the fingerprint
+    for file in TASKS.parent.rglob("*.py"):
+        if file != TASKS / "grading.py":
+            assert ".strict and " not in file.read_text(), file
 
 
 def test_comments_docstrings_and_layout_say_nothing() -> None:

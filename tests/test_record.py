@@ -363,7 +363,9 @@ def test_another_grader_is_refused_and_one_that_was_not_recorded_is_not(tmp_path
     monkeypatch.setitem(META, "fingerprints", {**META["fingerprints"], "grader": "g"})
     toy_run(tmp_path / "run", 7, stop_after=6)
     monkeypatch.setitem(META, "fingerprints", {**META["fingerprints"], "grader": "h"})
-    with pytest.raises(UserError, match=r"another fingerprints \(grader\); .*resume=false$"):
+    with pytest.raises(
+        UserError, match=r"fingerprints \(grader\); restore code or packages that graded it, .*resume=false$"
+    ):
         toy_run(tmp_path / "run", 7)
 
 

@@ -23,7 +23,6 @@ STUDIES = [
     "learning_rate", "ppo_vs_grpo", "group_size", "kl_coef", "kl_placement", "kl_target", "std_normalisation",
     "aggregation", "clip", "inner_epochs", "critic", "length", "budget", "model_size",
 ]  # fmt: skip
-WANDB = sorted(file.stem for file in (SWEEPS / "wandb").glob("*.yaml"))
 REAL = {
     "length": ["task=gsm8k_short,gsm8k_long", "model=smollm2-135m"],
     "model_size": ["task=gsm8k", "model=smollm2-135m,smollm2-360m"],
@@ -252,7 +251,11 @@ def expanded(name: str) -> list[tuple[dict[str, Any], list[str]]]:
     return jobs
 
 
-@pytest.mark.parametrize("name", WANDB)
+def test_each_study_has_a_grid_for_agents() -> None:
+    assert sorted(file.stem for file in (SWEEPS / "wandb").glob("*.yaml")) == sorted(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_agents_make_the_runs_of_the_sweep_file(name: str) -> None:
     pytest.importorskip("wandb")
     jobs = expanded(name)
@@ -270,12 +273,18 @@ def test_agents_make_the_runs_of_the_sweep_file(name: str) -> None:
     assert made == wanted
 
 
+def test_a_job_by_itself_keeps_a_row_that_it_was_given() -> None:
+    alone = ["hydra.mode=RUN", "results=nowhere", "seed=0", "arm=grpo_g8", "kl_coef=0.04"]
+    rows = [preflight([*alone, *more], "kl_coef", str(SWEEPS)).jobs[0].parsed.row for more in ([], ["row=mine"])]
+    assert rows == ["grpo_g8 kl_coef=0.04", "mine"]
+
+
 def test_an_agent_fills_in_what_the_files_leave_to_it() -> None:
     """W&B's own rule, where it is installed."""
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     args = utils.create_sweep_command_args({"args": {"arm": {"value": "grpo_g8"}, "kl_coef": {"value": 0.04}}})
     assert args["args_no_hyphens"] == ["arm=grpo_g8", "kl_coef=0.04"]
-    for name in WANDB:
+    for name in STUDIES:
         sweep = yaml.safe_load((SWEEPS / "wandb" / f"{name}.yaml").read_text(encoding="utf-8"))
         words = [str(word) for word in utils.create_sweep_command(sweep["command"])]
         macros = [word for word in words if re.fullmatch(r"\$\{\w+\}", word)]

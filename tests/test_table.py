@@ -220,6 +220,21 @@ def test_math_verify_versions_must_agree(tmp_path):
     assert refused == "verifier version differs (math-verify 0.8.0 and math-verify 0.9.0) (seed 0)"
 
 
+def test_graders_must_agree_and_the_table_says_what_to_do(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for name, print_ in (("ppo", "a" * 16), ("grpo_g8", "b" * 16)):
+        run = write_run(study, name, 0, PPO[0], base=BASE)
+        (run / "provenance.json").write_text(json.dumps({"attempts": [{"fingerprints": {"grader": print_}}]}))
+    built = table.build(study)
+    assert arm(built, "grpo_g8").to_baseline.refused == "grader differs (bbbbbbbbbbbb and aaaaaaaaaaaa) (seed 0)"
+    (said,) = [note for note in built.comparison.notes if note.startswith("Runs graded by different code")]
+    assert said == (
+        "Runs graded by different code (aaaaaaaaaaaa, bbbbbbbbbbbb) are not compared: `python -m grpo_bench.grade "
+        "task=arithmetic file=RUN/eval.jsonl.gz out=FILE` says how many of a run's grades move under the code at hand; "
+        "run those again whose do."
+    )
+
+
 def test_the_baseline_of_a_grid_is_the_row_of_the_same_settings(tmp_path):
     study = tmp_path / "demo-arithmetic"
     for lr, h in (("1e-5", "aaaa0001"), ("1e-6", "aaaa0002")):

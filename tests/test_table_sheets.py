@@ -406,6 +406,66 @@ def test_the_time_to_a_target_is_a_median_with_its_seeds(tmp_path):
     assert row["to the target: reached"] == "2 of 3"
 
 
+def settings_study(study: Path, rows: list[tuple[str, str]], baseline: str | None = None) -> Path:
+    """A seed of each (arm, what its row's name says beyond it), the settings as those of the experiment."""
+    for arm, settings in rows:
+        row = f"{arm} {settings}".strip()
+        named = config(arm, arm.split("_")[0], 0)["study"] | {"baseline": baseline}
+        own = f"{zlib.crc32(settings.encode()):08x}"
+        run = write_run(
+            study, arm, 0, [1, 0], base=[0, 0], changes={"row": row, "experiment": settings, "study": named},
+            result={"row": row, "config_hash": own},
+        )  # fmt: skip
+        run.rename(study / f"{arm}-s0-{own}")
+    return study
+
+
+BOTH = [(arm, settings) for settings in ("budget=a", "budget=b") for arm in ("ppo", "ppo_tuned", "grpo_g8")]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "rows", "at"),
+    [
+        (None, BOTH, "budget=a"),  # the first that there is
+        ("ppo_tuned", BOTH, "budget=a"),  # an arm is named at each of them
+        ("ppo_tuned budget=b", BOTH, "budget=b"),
+        ("ppo budget=b", [*BOTH[:5], ("grpo_g16", "budget=c")], "budget=a"),  # GRPO has no row at the baseline's
+        (None, [("grpo_g8", "budget=c"), *BOTH], "budget=a"),  # nor PPO one at GRPO's first
+    ],
+)
+def test_the_article_pairs_rows_of_one_setting(tmp_path, baseline, rows, at):
+    sheet = table.build(settings_study(tmp_path / "demo-arithmetic", rows, baseline)).sheet("article")
+    assert sheet.header[2:] == [f"GRPO: grpo_g8 {at}", f"PPO: ppo {at}", f"PPO: ppo_tuned {at}"]
+    assert f"Compared at one of the study's settings alone: {at}." in sheet.notes
+    left = {f"{arm} {settings}" for arm, settings in rows if settings != at}
+    said = next(note for note in sheet.notes if note.startswith("Not shown here: "))
+    assert set(said.removeprefix("Not shown here: ").removesuffix(".").split(", ")) == left
+
+
+def test_no_two_rows_of_one_setting_and_a_tuning_sweep_are_no_article(tmp_path, sweep):
+    other = settings_study(tmp_path / "demo-arithmetic", [("ppo", "kl_coef=0.1"), ("grpo_g8", "kl_coef=0")])
+    assert all(sheet.name != "article" for sheet in table.build(other).sheets)
+    names = {sheet.name for sheet in table.build(sweep).sheets}
+    assert "ledger" in names
+    assert "article" not in names
+
+
+def test_a_model_is_a_setting_and_its_own_rates_are_no_sweep(tmp_path):
+    study = tmp_path / "demo-arithmetic"
+    for model, lr in (("tiny", 1e-4), ("tiny_large", 3e-5)):
+        for arm in ("ppo", "grpo_g8"):
+            run = write_run(
+                study, arm, 0, [1, 0], base=[0, 0], changes={"lr": lr, "model": {"name": model}},
+                result={"model": model, "config_hash": f"{model}{arm}"},
+            )  # fmt: skip
+            run.rename(study / f"{arm}-s0-{len(model):08x}")  # records are read by name: tiny first
+    built = table.build(study)
+    assert trials(built.comparison) == []
+    sheet = built.sheet("article")
+    assert sheet.header[2:] == ["GRPO: grpo_g8 (tiny)", "PPO: ppo (tiny)"]
+    assert "Compared at one of the study's settings alone: (tiny)." in sheet.notes
+
+
 # ---------------------------------------------------------------- one knob at a time
 
 
@@ -431,6 +491,44 @@ def test_tuned_rates_may_differ_within_a_block_and_are_named(tmp_path):
     sheet = table.build(study).sheet("ablation")
     assert [row[:3] for row in sheet.rows] == [["group_size", "4", "grpo_g4"], ["group_size", "8", "grpo_g8"]]
     assert "Within group_size the tuned lr differs: grpo_g4 0.0001, grpo_g8 3e-05." in sheet.notes
+
+
+def rate_blocks(study: Path, rows: dict[str, dict[str, Any]]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    for name, settings in rows.items():
+        changes = {"lr": 1e-4, "critic_lr": 1e-3} | settings
+        write_run(study, name, 0, [1, 0], base=[0, 0], changes=changes, result={"config_hash": name})
+    sheet = table.build(study).sheet("ablation")
+    return [tuple(row[:3]) for row in sheet.rows], sheet.notes
+
+
+def test_rows_that_vary_a_rate_stand_in_its_block_alone(tmp_path):
+    rows = {
+        "ppo_cold": {"warmup": 0},
+        "ppo_tuned": {"warmup": 2},
+        "ppo_slow": {"warmup": 2, "critic_lr": 1e-4},
+        "ppo_fast": {"warmup": 2, "critic_lr": 3e-3},
+        "ppo_warm": {"warmup": 4, "critic_lr": 5e-3},  # tuned: the only one of its value
+    }
+    found, notes = rate_blocks(tmp_path / "demo-arithmetic", rows)
+    assert found == [
+        ("critic_lr", "0.0001", "ppo_slow"), ("critic_lr", "0.001", "ppo_tuned"), ("critic_lr", "0.003", "ppo_fast"),
+        ("warmup", "0", "ppo_cold"), ("warmup", "2", "ppo_tuned"), ("warmup", "4", "ppo_warm"),
+    ]  # fmt: skip
+    assert [note for note in notes if note.startswith("Within")] == [
+        "Within warmup the tuned critic_lr differs: ppo_cold 0.001, ppo_tuned 0.001, ppo_warm 0.005."
+    ]
+
+
+def test_a_grid_of_rates_is_a_block_for_each(tmp_path):
+    rows = {f"ppo_{g}_{lr:g}": {"group_size": g, "lr": lr} for g in (1, 8) for lr in (1e-4, 3e-4)}
+    found, notes = rate_blocks(tmp_path / "demo-arithmetic", rows)
+    assert found == [
+        ("group_size (lr=0.0001)", "1", "ppo_1_0.0001"), ("group_size (lr=0.0001)", "8", "ppo_8_0.0001"),
+        ("group_size (lr=0.0003)", "1", "ppo_1_0.0003"), ("group_size (lr=0.0003)", "8", "ppo_8_0.0003"),
+        ("lr (group_size=1)", "0.0001", "ppo_1_0.0001"), ("lr (group_size=1)", "0.0003", "ppo_1_0.0003"),
+        ("lr (group_size=8)", "0.0001", "ppo_8_0.0001"), ("lr (group_size=8)", "0.0003", "ppo_8_0.0003"),
+    ]  # fmt: skip
+    assert not [note for note in notes if note.startswith("Within")]
 
 
 # ---------------------------------------------------------------- the tuning ledger

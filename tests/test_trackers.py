@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from grpo_bench import trackers, wandb_process
 from grpo_bench.trackers import Mirror, Nothing, make_tracker
-from grpo_bench.types import UserError
+from grpo_bench.types import Problem, UserError
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -38,6 +38,7 @@ class TrackerSettings(BaseModel):
     entity: str | None = None
     mode: str = "offline"
     tags: list[str] = ["test"]
+    completions: int = 4
 
 
 class Settings(BaseModel):
@@ -172,6 +173,22 @@ def test_context_manager_finishes_a_failed_run_and_leaves_a_finished_one():
     with Mirror("m", Noting) as mirror:
         mirror.finish(0, {})
     assert ends == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "task", "asked"),
+    [("wandb", "arithmetic", True), ("wandb", "gsm8k", False), ("wandb", "math", False), ("wandb", "custom", False),
+     ("tensorboard", "gsm8k", True)],  # which stays in the run's folder
+)  # fmt: skip
+def test_questions_that_are_not_ours_go_to_no_server(tracker, task, asked):
+    cfg: Any = Settings(tracker=TrackerSettings(name=tracker), task=Named(name=task))
+    row = {"step": 2, "id": f"{task}/train/7", "response": "#### 2", "correct": True}
+    problem = Problem(str(row["id"]), "1 + 1?", "2")
+    expected = row | ({"question": "1 + 1?", "gold": "2"} if asked else {})
+    assert trackers.completion_rows(cfg, [row], [problem]) == [expected]
+    assert trackers.withholds(cfg) is not asked
+    cfg.tracker.completions = 0
+    assert not trackers.withholds(cfg)  # nothing is sent, so nothing is said
 
 
 def test_place_of_a_run_in_its_project():

@@ -13,8 +13,6 @@ from grpo_bench.types import UserError
 __all__ = ["NAME", "write"]
 
 NAME = "report.html"
-# tasks whose questions are others' or one's own: a page with them is not committed (.gitignore), and not sent
-WITHHELD = ("gsm8k", "math", "custom")
 
 
 def write(

@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo_bench.report import WITHHELD
 from grpo_bench.report.charts import charts
 from grpo_bench.report.completions import Answers, completions
 from grpo_bench.report.pack import library, packed_json, unpacked_json
@@ -19,6 +18,7 @@ from grpo_bench.report.settings import settings
 from grpo_bench.report.sheets import Shown, shown
 from grpo_bench.table import Table
 from grpo_bench.table.compare import Comparison
+from grpo_bench.tasks.withheld import WITHHELD
 
 ASSETS = Path(__file__).parent / "assets"
 VERDICTS = ("contrasts", "hypotheses", "ppo_and_grpo", "article")  # tables that answer the study's question, first

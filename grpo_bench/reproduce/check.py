@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_bench.records import Run
+from grpo_bench.tasks.grader import LIBRARIES
 
 # what a version of them computes enters a result; the other packages of a record read files or show them
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "peft")
 READING = ("safetensors", "datasets", "hydra-core", "omegaconf", "pydantic")  # its outcome is in a fingerprint
-GRADING = ("math-verify", "sympy", "antlr4-python3-runtime")  # only of answers that are expressions
+GRADING = LIBRARIES["math"]  # only of answers that are expressions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from grpo_bench.tasks.grading import Grade
+from grpo_bench.tasks.grading import Grade, correct
 from grpo_bench.types import Problem
 
 
@@ -38,7 +38,7 @@ class Scored:
     @property
     def right(self) -> list[bool]:
         """Strict match that ended by itself: truncated answers count as wrong."""
-        return [grade.strict and ended for grade, ended in zip(self.grades, self.finished, strict=True)]
+        return [correct(grade, ended) for grade, ended in zip(self.grades, self.finished, strict=True)]
 
     def row(self, index: int) -> Scored:
         """One row by itself, a group of one."""

@@ -16,7 +16,8 @@ IGNORED = (
     "arm", "row", "seed", "study", "experiment", "tracker", "results", "threads", "parallel", "device", "isolate",
     "resume", "checkpoint", "export", "micro_batch_tokens", "config_version", "grad_noise_every", "measure_kl",
 )  # fmt: skip
-RATES = ("lr", "critic_lr")  # tuned per row: they may differ in a block of another knob, which a note says
+# tuned per row: they may differ in a block of another knob, which a note says; where they were varied they may not
+RATES = ("lr", "critic_lr")
 MOST = 4  # knobs; a study that turns more at once has no blocks
 
 
@@ -43,7 +44,7 @@ def ablation_sheet(c: Comparison) -> Sheet | None:
             rows.append([*row, number(arm.cost.get("seconds_per_step"), 3)])
         for rate in RATES:
             rates = {arm.label: arm.config.get(rate) for _, arm in members}
-            if knob != rate and len({r for r in rates.values() if r is not None}) > 1:
+            if knob.partition(" ")[0] != rate and len({r for r in rates.values() if r is not None}) > 1:
                 said = ", ".join(f"{label} {value}" for label, value in rates.items())
                 notes.append(f"Within {knob} the tuned {rate} differs: {said}.")
     notes.insert(
@@ -68,12 +69,30 @@ def blocks(arms: Sequence[Arm]) -> list[tuple[str, list[tuple[str, Arm]]]]:
         for arm in arms:
             rest = tuple(flat[arm.label].get(k) for k in varied if k != knob and (k not in RATES or knob in RATES))
             groups.setdefault(rest, []).append(arm)
-        several = [members for members in groups.values() if len({flat[a.label].get(knob) for a in members}) > 1]
+        by_rate = [one for members in groups.values() for one in _at_rates(members, flat, knob)]
+        several = [members for members in by_rate if len({flat[a.label].get(knob) for a in members}) > 1]
         for i, members in enumerate(several):
             name = f"{knob} ({_words(several, i, flat, varied, knob)})" if len(several) > 1 else knob
             values = [(flat[arm.label].get(knob) or "null", arm) for arm in members]
             found.append((name, sorted(values, key=lambda pair: _order(pair[0]))))
     return found
+
+
+def _at_rates(members: Sequence[Arm], flat: Mapping[str, Mapping[str, str]], knob: str) -> list[list[Arm]]:
+    """Rows that are equal but for ``knob`` and rates, as blocks: one for each pair of rates that several values of the
+    knob share, where a value was tried at several; rates of a value that has but one were tuned, and it stays."""
+    by_value: dict[str | None, list[Arm]] = {}
+    by_rates: dict[tuple[str | None, ...], list[Arm]] = {}
+    for arm in members:
+        settings = flat[arm.label]
+        by_value.setdefault(settings.get(knob), []).append(arm)
+        by_rates.setdefault(tuple(settings.get(rate) for rate in RATES), []).append(arm)
+    tried = [arm for own in by_value.values() if len(own) > 1 for arm in own]
+    shared = [own for own in by_rates.values() if len({flat[arm.label].get(knob) for arm in own}) > 1]
+    if knob in RATES or not any(arm in own for own in shared for arm in tried):
+        return [list(members)]
+    placed = [*tried, *(arm for own in shared for arm in own)]
+    return [[arm for arm in members if arm in own or arm not in placed] for own in shared]
 
 
 def _words(
@@ -83,6 +102,8 @@ def _words(
     settings = [flat[members[0].label] for members in several]
     telling = [k for k in varied if k != knob and k not in RATES and len({s.get(k) for s in settings}) > 1]
     said = []
+    if len({tuple(s.get(k) for k in telling) for s in settings}) < len(settings):  # blocks of the same at other rates
+        said = [f"{k}={settings[i].get(k)}" for k in RATES if k != knob and len({s.get(k) for s in settings}) > 1]
     if "algo.name" in telling:  # an algorithm's own knobs go with its name, if that tells the blocks apart
         said.append(settings[i]["algo.name"])
         names = {tuple(s.get(k) for k in telling if not k.startswith("algo.") or k == "algo.name") for s in settings}

@@ -49,6 +49,11 @@ class Arm:
     def incomplete(self) -> bool:
         return any(not run.scored for run in self.runs)
 
+    @property
+    def settings(self) -> str:
+        """What the row's name says beyond its arm: `` lr=1e-5`` of a sweep that varies it, "" elsewhere."""
+        return self.row.removeprefix(self.arm)
+
     def called(self, name: str) -> bool:
         """``name`` means this row: its label, its row's name, or its arm's."""
         return name in (self.label, self.row, self.arm)
@@ -211,8 +216,7 @@ def against(arm: Arm, name: str, arms: Sequence[Arm]) -> tuple[Difference, Arm |
     named = [other for other in arms if other.called(name)]
     same_model = [other for other in named if other.model == arm.model]
     # arm=ppo,grpo lr=1e-5,1e-6: the rows of one learning rate belong together
-    suffix = arm.row.removeprefix(arm.arm)
-    same_settings = [other for other in same_model if other.row.removeprefix(other.arm) == suffix]
+    same_settings = [other for other in same_model if other.settings == arm.settings]
     for candidates in (same_model, same_settings):
         if len(candidates) == 1:
             return _pair(arm, candidates[0]), candidates[0]

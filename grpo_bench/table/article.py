@@ -28,6 +28,7 @@ from grpo_bench.table.compute import took_to_target
 from grpo_bench.table.hypotheses import Finding
 from grpo_bench.table.judge import ALPHA, Claim, judge
 from grpo_bench.table.layout import NONE, Bold, Sheet, arm_label
+from grpo_bench.table.ledger import trials
 from grpo_bench.table.measures import MEASURES, Reading
 from grpo_bench.table.pairs import SEEDS_FOR_T
 from grpo_bench.table.units import interval_text, number_text
@@ -68,8 +69,11 @@ CLAIMS = (
 
 
 def article_sheet(c: Comparison, findings: Sequence[Finding] = ()) -> Sheet | None:
-    """A row per aspect, claim and limit; None where the study has no finished rows of both PPO and GRPO.
-    ``findings`` are the study's declared hypotheses, judged."""
+    """A row per aspect, claim and limit; None where the study has no finished rows of both PPO and GRPO at the same
+    settings, and for a tuning sweep, whose rows are there to choose from. ``findings`` are the study's declared
+    hypotheses, judged."""
+    if trials(c):
+        return None
     grpo, ppos, left = chosen(c)
     if grpo is None or not ppos:
         return None
@@ -107,23 +111,39 @@ def article_sheet(c: Comparison, findings: Sequence[Finding] = ()) -> Sheet | No
             "Memory: the claim is about model states, which these records did not count: its outcome is about the peak "
             f"memory {aspects.peak_of(pair)}, and model states are shown by theory."
         )
+    if len({_varied(arm) for arm in c.arms if arm.accuracy}) > 1:
+        at = grpo.label.removeprefix(grpo.arm).strip() or "what the study varies left as it is"
+        notes.append(f"Compared at one of the study's settings alone: {at}.")
     if left:
         notes.append(f"Not shown here: {', '.join(left)}.")
     return Sheet("article", "The article's claims, measured", header, rows, notes, wide=True)
 
 
 def chosen(c: Comparison) -> tuple[Arm | None, list[Arm], list[str]]:
-    """GRPO's row, up to three PPO rows (the preferred names and the baseline first), and the labels of those left."""
-    families = {name: [a for a in c.arms if a.algo == name and a.accuracy] for name in PREFERRED}
+    """GRPO's row, up to three PPO rows (the preferred names and the baseline first), and the labels of those left.
 
-    def rank(arm: Arm) -> tuple[int, int]:
+    All at the same settings where a study varies one beside the arm: the baseline's, else the first that both have.
+    """
+    families = {name: [a for a in c.arms if a.algo == name and a.accuracy] for name in PREFERRED}
+    both = [_varied(a) for a in families["grpo"] if any(_varied(a) == _varied(other) for other in families["ppo"])]
+    # a baseline that names an arm names it at every setting, and so none of them
+    wanted = {_varied(a) for a in c.arms if c.baseline is not None and a.called(c.baseline)}
+    at = next(iter(wanted)) if len(wanted) == 1 and wanted <= set(both) else next(iter(both), None)
+
+    def rank(arm: Arm) -> tuple[bool, int, bool]:
         names = PREFERRED[arm.algo]
-        place = names.index(arm.arm) if arm.arm in names and arm.row == arm.arm else len(names)
-        return place, not (c.baseline is not None and arm.called(c.baseline))
+        place = names.index(arm.arm) if arm.arm in names else len(names)
+        return _varied(arm) != at, place, not (c.baseline is not None and arm.called(c.baseline))
 
     grpos, ppos = (sorted(families[name], key=rank) for name in ("grpo", "ppo"))
-    left = [arm.label for arm in [*grpos[1:], *ppos[PPO_ROWS:]]]
-    return (grpos[0] if grpos else None), ppos[:PPO_ROWS], left
+    pairs = [arm for arm in ppos if _varied(arm) == at][:PPO_ROWS]
+    left = [arm.label for arm in [*grpos[1:], *(arm for arm in ppos if arm not in pairs)]]
+    return (grpos[0] if grpos else None), pairs, left
+
+
+def _varied(arm: Arm) -> tuple[str, str]:
+    """What a study varies beside the arm: the settings in the row's name, and the model."""
+    return arm.settings, arm.model
 
 
 def _claims(arms: Sequence[Arm]) -> tuple[Said, ...]:

@@ -10,7 +10,7 @@ from grpo_bench.records import METRICS, Run, Study
 from grpo_bench.table.arms import Arm, against, against_base, group_arms, mean_evals, summarise
 from grpo_bench.table.contrasts import Contrast, contrast_all
 from grpo_bench.table.declared import disagreements, settings_of
-from grpo_bench.table.pairs import Estimate, Side, accuracy
+from grpo_bench.table.pairs import Estimate, Side, accuracy, facts
 from grpo_bench.types import UserError
 
 
@@ -69,7 +69,7 @@ def compare(study: Study, baseline: str | None = None) -> Comparison:
                 notes.append(f"{arm.label} against {name}: not comparable, {arm.to_baseline.refused}.")
     margin = float(settings.get("margin") or 0.02)
     declared = [(pair[0], pair[1]) for pair in settings.get("contrasts") or []]
-    notes += disagreements(study)
+    notes += [*disagreements(study), *_graders(study)]
     how = declaration(settings, chosen)
     contrasts, family = contrast_all(arms, declared, chosen, margin, notes, beforehand=how != "no")
     return Comparison(
@@ -91,6 +91,21 @@ def declaration(settings: Mapping[str, Any], baseline: str | None) -> Declared:
     if settings.get("contrasts"):
         return "contrasts"
     return "baseline" if baseline is not None and baseline == settings.get("baseline") else "no"
+
+
+def _graders(study: Study) -> list[str]:
+    """What to do where answers to one task were graded by different code, which refuses their pairs."""
+    by_task: dict[str, set[str]] = {}
+    for run in study.runs:
+        if (known := facts(run)["grader"]) is not None:
+            by_task.setdefault(str((run.config.get("task") or {}).get("name")), set()).add(known)
+    return [
+        f"Runs graded by different code ({', '.join(sorted(by_task[task]))}) are not compared: `python -m "
+        f"grpo_bench.grade task={task} file=RUN/eval.jsonl.gz out=FILE` says how many of a run's grades move under "
+        "the code at hand; run those again whose do."
+        for task in sorted(by_task)
+        if len(by_task[task]) > 1
+    ]
 
 
 def _references(runs: Sequence[Run]) -> list[Reference]:

@@ -47,13 +47,16 @@ class Choice:
 def trials(c: Comparison) -> list[Trial]:
     """Rows of arms that were tried at several learning rates; [] where the study is no such sweep."""
     found: list[Trial] = []
+    tried: dict[tuple[str, str, Any], set[tuple[float | None, ...]]] = {}
     for arm in c.arms:
         if arm.config:
             rates = tuple(_rate(arm.config.get(name)) for name in RATES)
+            # rates that were tuned for each model or task differ between those, and are no trials
+            tried.setdefault((arm.arm, arm.model, (arm.config.get("task") or {}).get("name")), set()).add(rates)
             dev = {run.seed: end(run) for run in arm.runs if run.scored or run.status == "diverged"}
             diverged = sum(run.status == "diverged" for run in arm.runs)
             found.append(Trial(arm.arm, arm.algo, (rates[0], rates[1]), dev, diverged, _unfinished(arm)))
-    several = {t.arm for t in found if len({o.rates for o in found if o.arm == t.arm}) > 1}
+    several = {arm for (arm, _, _), rates in tried.items() if len(rates) > 1}
     return [trial for trial in found if trial.arm in several]
 
 

@@ -7,7 +7,9 @@ the hub's config. Local files are read plainly: no cache is written, and the ``d
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,13 @@ def read_files(files: Iterable[Path]) -> list[Row]:
 
 
 def _read_jsonl(file: Path) -> list[tuple[dict[str, Any], str]]:
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    content = file.read_bytes()
+    if file.suffix == ".gz":  # evaluations of a record
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{file}: not a readable gzip file ({_first_line(error)})") from error
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     while lines and not lines[-1].strip():  # the newline at the end of the file
         lines.pop()
     rows, bad = [], []

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 # of each rule the modules of this folder that its grades go through, and the libraries that decide in them
 _OWN = ("grading", "latex", "numbers")
 MODULES: dict[Rule, tuple[str, ...]] = {"gsm8k": _OWN, "math": (*_OWN, "verifier", "verify_process", "verify_worker")}
-LIBRARIES: dict[Rule, tuple[str, ...]] = {"gsm8k": (), "math": ("math-verify", "sympy", "latex2sympy2_extended")}
+LIBRARIES: dict[Rule, tuple[str, ...]] = {
+    "gsm8k": (),
+    "math": ("math-verify", "sympy", "latex2sympy2_extended", "antlr4-python3-runtime"),
+}
 
 
 @functools.cache

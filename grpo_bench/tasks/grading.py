@@ -28,7 +28,17 @@ from grpo_bench.types import UserError
 if TYPE_CHECKING:
     from grpo_bench.tasks.verifier import Verdict, Verifier
 
-__all__ = ["Grade", "gold_gsm8k", "grade", "grade_gsm8k", "grade_math", "grade_math_soon", "last_boxed", "vote_key"]
+__all__ = [
+    "Grade",
+    "correct",
+    "gold_gsm8k",
+    "grade",
+    "grade_gsm8k",
+    "grade_math",
+    "grade_math_soon",
+    "last_boxed",
+    "vote_key",
+]
 
 Rule = Literal["gsm8k", "math"]
 
@@ -41,6 +51,11 @@ class Grade:
     flexible: bool
     extracted: str | None  # the strictly extracted answer, else the flexible one, else None
     marked: bool = False  # carries an answer in the asked-for form, right or wrong
+
+
+def correct(grade: Grade, finished: bool) -> bool:
+    """The headline: a strict match of an answer that ended by itself; one that was cut counts as wrong."""
+    return grade.strict and finished
 
 
 # After the marker: "Answer:" or "x =", then markup and currency, then one number that no further number, operator
