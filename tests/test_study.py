@@ -222,6 +222,28 @@ def test_plan_by_records_dry_steps_and_not_at_all(sweep: Path, monkeypatch: pyte
     assert rows_of(select.select("small", ["budget.amount=2048"], "sweeps"))[0].cost.seconds == 200.0
 
 
+def test_what_a_dry_run_tells(sweep: Path, tmp_path: Path) -> None:
+    """Steps of 9, 2 and 4 s; 30 of 40 s in phases, parts of phases not counted again; 64 dev and 64 test answers."""
+    from grpo_bench.study import dry
+
+    cfg = select.select("small", ["eval.samples=0", "eval.ks=[]"], "sweeps").plan.jobs[0].config
+    small = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"every": 2, "n": 64, "test_n": 64})})
+    lines = [{"step": step, "time/step_s": s} for step, s in ((0, 5.0), (1, 9.0), (2, 2.0), (3, 4.0))]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seconds = {"rollout": 10.0, "reward": 1.0, "score": 2.0, "update": 4.2, "eval": 12.8, "total": 40.0}
+    cost = {
+        "seconds": seconds | {"parts": {"actor": 3.0, "critic": 1.2}}, "samples": 96, "generated_tokens": 960,
+        "updates": 10, "warmup_updates": 2, "empty_updates": 0, "flops": 3e9,
+    }  # fmt: skip
+    result = {"cost": cost, "eval": {"final": {"greedy": {"len_mean": 10.0}}}}
+    found = dry._found(cfg, small, result, tmp_path, 60.0)
+    assert (found["steps"], found["step_s"]) == (3, 3.0)
+    assert found["completion_s"] == pytest.approx(0.1)
+    assert found["checkpoint_s"] == pytest.approx(10.0)
+    assert found["setup_s"] == pytest.approx(60 - 40 - 6.4)
+    assert found["per_step"] == {"samples": 32, "tokens": 320, "updates": 4, "flops": 1e9}
+
+
 def test_what_the_study_shares_counts_once(sweep: Path) -> None:
     selected = select.select("small", ["eval.samples=0", "eval.ks=[]"], "sweeps")
     rows = rows_of(selected)

@@ -158,7 +158,7 @@ def _found(cfg: Config, small: Config, result: dict[str, Any], directory: Path, 
     each = 1 + cfg.eval.samples
     evaluated = each * ((small.eval.n if small.eval.every else 0) + (small.eval.test_n or 0))
     completion = seconds["eval"] / max(evaluated, 1)
-    timed = sum(value for name, value in seconds.items() if name != "total")
+    timed = sum(value for name, value in seconds.items() if name not in ("total", "parts"))  # parts are in the others
     updates = cost["updates"] + cost["warmup_updates"] + cost["empty_updates"]
     shared = completion * each * (small.eval.test_n or 0)  # one baseline, evaluated outside of the run's own clocks
     return {
