@@ -19,7 +19,7 @@ from grpo_bench.types import Batch
 
 ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
 ACTIVATION_BYTES = 2 * 2**30  # on a CPU
-TOKEN_BYTES = 80  # per token, layer and hidden unit: measured, fp32 or autocast (which keeps the residual stream fp32)
+TOKEN_BYTES = 80  # per token, layer and hidden unit: a bound, measured before gates and norms came to keep less
 LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
 
