@@ -21,6 +21,7 @@ from torch import Tensor
 from grpo_bench.kernels import build
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+QUERIES = 4  # that look at the same keys at once, in kernels.c
 TILES = 32  # rows and depth of a block in products.c
 COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
@@ -110,7 +111,7 @@ def decode_attention(
     out = query.new_empty(1, rows, heads, width)
     most = own[0].shape[2] + prompts[0].shape[2]
     threads = _threads(rows * heads * width * most)
-    scratch = torch.empty(threads, most, dtype=torch.float32)
+    scratch = torch.empty(threads, QUERIES, most, dtype=torch.float32)
     getattr(_library(), f"decode_attention_{NAMES[query.dtype]}")(
         query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
         value.data_ptr(), value.stride(0), value.stride(1), own[0].data_ptr(), own[1].data_ptr(), own[0].shape[2],
@@ -155,11 +156,22 @@ def multiplies(weight: Tensor) -> bool:
     return _allowed and weight.device.type == "cpu" and weight.dtype in NAMES and weight.dim() == 2 and _has_tiles()
 
 
-def pack(weight: Tensor) -> Tensor:
-    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16."""
+def packed_room(weights: list[Tensor]) -> list[Tensor]:
+    """Room for ``pack`` of each of these (n,k) weights, one behind the other in one place.
+
+    The system can hold one place in large pages: to look many small ones up took a tenth of a step (measured).
+    """
+    library: Any = _library()
+    sizes = [library.packed_size(*weight.shape) for weight in weights]
+    return list(torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes))
+
+
+def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
+    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16; in ``room`` where it is given."""
     library: Any = _library()
     weight = weight.contiguous()
-    packed = torch.empty(library.packed_size(*weight.shape), dtype=torch.bfloat16)
+    packed = packed_room([weight])[0] if room is None else room
+    assert packed.numel() == library.packed_size(*weight.shape)
     getattr(library, f"pack_{NAMES[weight.dtype]}")(
         weight.data_ptr(), *weight.shape, packed.data_ptr(), _threads(weight.numel())
     )

@@ -6,6 +6,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 static inline float bits(uint32_t u) {
   float f;
@@ -41,11 +44,12 @@ static inline float sigmoid(float x) { /* 0 below -87, where exponential() ends;
 }
 
 /* Vectors by the compiler's extension: on processors without ones of 16 floats it makes several of them. */
-enum { LANES = 16, BOTH = 2 * LANES };
+enum { LANES = 16, BOTH = 2 * LANES, QUERIES = 4 }; /* QUERIES: that look at the same keys at once */
 typedef float wide __attribute__((vector_size(64)));
 typedef float wide8 __attribute__((vector_size(32)));
 typedef float wide4 __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint32_t words8 __attribute__((vector_size(32)));
 typedef struct {
   wide a, b;
 } pair;
@@ -76,15 +80,63 @@ static inline int64_t place_bfloat16(int64_t i, int64_t d) {
   return i < d / BOTH * BOTH ? i / BOTH * BOTH + i % 2 * LANES + i % BOTH / 2 : i;
 }
 
-/* The sum of a vector's elements, as a tree. */
-static inline float across(wide x) {
+/* One step more of a dot product: BOTH elements of each, in any order, to 16 sums. */
+static inline wide more_float32(wide sum, const float *x, const float *y) {
+  sum += load(x) * load(y);
+  sum += load(x + LANES) * load(y + LANES);
+  return sum;
+}
+
+static inline wide more_bfloat16(wide sum, const uint16_t *x, const uint16_t *y) {
+#ifdef __AVX512BF16__
+  __m512i a, b;
+  memcpy(&a, x, sizeof a);
+  memcpy(&b, y, sizeof b);
+  return (wide)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  const pair a = pair_bfloat16(x), b = pair_bfloat16(y);
+  sum += a.a * b.a;
+  sum += a.b * b.b;
+  return sum;
+#endif
+}
+
+/* Keys and values that are looked at next, asked for a few lines at a time: many at once would hold up the loads of now. */
+typedef struct {
+  const char *from[2];
+  int64_t lines; /* of each, not yet asked for */
+} ahead;
+
+static inline void fetch(ahead *to_come) {
+  if (to_come->lines <= 0) return;
+  for (int i = 0; i < 2; i++, to_come->lines--)
+    for (int n = 0; n < 2; n++) {
+      __builtin_prefetch(to_come->from[n]);
+      to_come->from[n] += 64;
+    }
+}
+
+static inline wide8 halves(wide x) {
   wide8 h[2];
   memcpy(h, &x, sizeof x);
-  const wide8 y = h[0] + h[1];
+  return h[0] + h[1];
+}
+
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (words8){__VA_ARGS__})
+#endif
+
+/* The sums of four vectors' elements, as trees: pairs of vectors are merged before they are folded. */
+static inline wide4 across_4(const wide *x) {
+  const wide8 a = halves(x[0]), b = halves(x[1]), c = halves(x[2]), d = halves(x[3]);
+  const wide8 ab = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const wide8 cd = SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  const wide8 all = SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
   wide4 q[2];
-  memcpy(q, &y, sizeof y);
-  const wide4 z = q[0] + q[1];
-  return (z[0] + z[2]) + (z[1] + z[3]);
+  memcpy(q, &all, sizeof all);
+  return q[0] + q[1];
 }
 
 #ifdef _OPENMP
@@ -109,6 +161,7 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #define STORE same
 #define PAIR pair_float32
 #define PLACE place_float32
+#define MORE more_float32
 #define NAME(x) x##_float32
 #include "typed.h"
 #include "softmax.h"
@@ -118,6 +171,7 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #undef STORE
 #undef PAIR
 #undef PLACE
+#undef MORE
 #undef NAME
 
 #define T uint16_t
@@ -125,6 +179,7 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #define STORE to_bfloat16
 #define PAIR pair_bfloat16
 #define PLACE place_bfloat16
+#define MORE more_bfloat16
 #define NAME(x) x##_bfloat16
 #include "typed.h"
 #include "softmax.h"

@@ -4,12 +4,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
 #include "tiles.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { DEEP = 32, WIDE = 32, AHEAD = 6 }; /* a block: 32 columns, 32 deep */
+enum { DEEP = 32, WIDE = 32, PAIR = WIDE * DEEP, AHEAD = 3 }; /* a block: 32 columns, 32 deep; blocks fetched ahead */
 
 /* Linux gives a process the tiles on request; 0 where it does not. */
 int can_multiply(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
@@ -32,7 +32,7 @@ int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) *
     _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                                 \
     for (int64_t block = 0; block < up(columns, WIDE) / WIDE; block++)                                                 \
       for (int64_t k = 0; k < deep; k++) {                                                                             \
-        uint16_t *to = packed + (block * deep + k) * WIDE * DEEP;                                                      \
+        uint16_t *to = packed + (block * deep + k) * PAIR;                                                      \
         for (int64_t c = 0; c < WIDE; c++) {                                                                           \
           const int64_t column = block * WIDE + c;                                                                     \
           uint16_t *tile = to + (c / TILE) * TILE * DEEP + (c % TILE) * 2;                                             \
@@ -46,6 +46,39 @@ int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) *
 #define AS_IS(x) (x)
 PACK(pack_float32, float, rounded)
 PACK(pack_bfloat16, uint16_t, AS_IS)
+
+/* 16 sums to bfloat16, to nearest, ties to even; a NaN stays one. */
+static inline __m256i rounded_16(__m512 sums) {
+  const __m512i u = _mm512_castps_si512(sums), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
+  const __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(u, half), 16);
+  const __mmask16 none = _mm512_cmp_ps_mask(sums, sums, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(upper, none, _mm512_set1_epi32(0x7fc0)));
+}
+
+/* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
+ * what lies behind them is the next block. */
+static inline __attribute__((always_inline)) void sum(const uint16_t *a, int64_t stride, const uint16_t *w, int64_t deep,
+                                                      int fetch) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < deep; k++, a += DEEP, w += PAIR) {
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 0);
+    _tile_loadd(4, a, stride * 2);
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 1);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + TILE * DEEP, 64);
+    _tile_loadd(5, a + TILE * stride, stride * 2);
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 2);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 3);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
 
 /* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
  * (columns) unless it is null. ``padded``: room for whole tiles, rows and depth rounded up to 32, where they are not. */
@@ -67,47 +100,27 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
     struct config before;
     MEMORY(in);
     tiles_on(&before);
-    float sums[4][TILE][TILE] __attribute__((aligned(64)));
+    float sums[2][32][TILE] __attribute__((aligned(64))); /* the left and the right half of a block's columns */
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < up(columns, WIDE) / WIDE; block++) {
-      const uint16_t *w = packed + block * deep * WIDE * DEEP;
+      const uint16_t *w = packed + block * deep * PAIR;
       for (int64_t row = 0; row < high; row += 32) {
-        const uint16_t *a = in + row * stride;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < deep; k++) {
-          const char *ahead = (const char *)(w + (k + AHEAD < deep ? k + AHEAD : deep - 1) * WIDE * DEEP);
-          for (int i = 0; i < WIDE * DEEP * 2; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
-          _tile_loadd(4, a + k * DEEP, stride * 2);
-          _tile_loadd(6, w + k * WIDE * DEEP, 64);
-          _tile_loadd(7, w + k * WIDE * DEEP + TILE * DEEP, 64);
-          _tile_loadd(5, a + k * DEEP + TILE * stride, stride * 2);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
-        }
+        if (row) sum(in + row * stride, stride, w, deep, 0);
+        else sum(in, stride, w, deep, 1);
         _tile_stored(0, sums[0], 64);
         _tile_stored(1, sums[1], 64);
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
+        _tile_stored(2, sums[0][TILE], 64);
+        _tile_stored(3, sums[1][TILE], 64);
+        MEMORY(sums);
         const int64_t tall = rows - row < 32 ? rows - row : 32;
-        for (int t = 0; t < 2; t++) {
-          const int64_t first = block * WIDE + t * TILE;
-          const int64_t wide = columns - first < TILE ? columns - first : TILE;
+        for (int half = 0; half < 2; half++) {
+          const int64_t first = block * WIDE + half * TILE, count = columns - first;
+          const __mmask16 there = count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+          const __m256i low = bias ? _mm256_maskz_loadu_epi16(there, bias + first) : _mm256_setzero_si256();
+          const __m512 plus = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
           for (int64_t r = 0; r < tall; r++) {
-            const float *sum = sums[(r / TILE) * 2 + t][r % TILE];
-            uint16_t *to = out + (row + r) * columns + first;
-            for (int64_t c = 0; c < wide; c++) {
-              float plus = 0;
-              if (bias) {
-                const uint32_t u = (uint32_t)bias[first + c] << 16;
-                memcpy(&plus, &u, 4);
-              }
-              to[c] = rounded(sum[c] + plus);
-            }
+            const __m512 with = _mm512_add_ps(_mm512_load_ps(sums[half][r]), plus);
+            _mm256_mask_storeu_epi16(out + (row + r) * columns + first, there, rounded_16(with));
           }
         }
       }

@@ -1,96 +1,112 @@
 /* Included once per type of element: T, LOAD to float, STORE from float, PAIR to two vectors of floats,
- * PLACE of an element in that order, NAME for the symbols. */
+ * PLACE of an element in that order, MORE of a dot product, NAME for the symbols. */
 
-/* scores[j] = key_j . q for keys of d elements each, one behind the other; four at a time hide each other's latency.
- * q is in the order of PLACE. Inlined where d is a constant: then it stays in registers. */
-static inline __attribute__((always_inline)) void NAME(dots)(const T *keys, int64_t count, int64_t d, const float *q,
-                                                             float *scores) {
+/* scores[r][j] = key_j . q_r * scaling, for keys of d elements each, one behind the other, and queries ``apart`` from each
+ * other, scores ``most``. Four keys at a time hide each other's latency and are summed together; each is read once for all
+ * queries. Inlined where d and the number of queries are constants: then queries and sums stay in registers. */
+static inline __attribute__((always_inline)) void NAME(dots)(const T *keys, int64_t count, int64_t d, const T *q,
+                                                             int64_t apart, int queries, float scaling, float *scores,
+                                                             int64_t most, ahead *to_come) {
   const int64_t whole = d / BOTH * BOTH;
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
     const T *k = keys + j * d;
-    wide sums[4] = {{0}, {0}, {0}, {0}};
-    for (int64_t i = 0; i < whole; i += BOTH) {
-      const wide x = load(q + i), y = load(q + i + LANES);
-      for (int n = 0; n < 4; n++) {
-        const pair at = PAIR(k + n * d + i);
-        sums[n] += at.a * x;
-        sums[n] += at.b * y;
-      }
+    wide sums[QUERIES][4] = {0};
+    fetch(to_come);
+    for (int64_t i = 0; i < whole; i += BOTH)
+      for (int n = 0; n < 4; n++)
+        for (int r = 0; r < queries; r++) sums[r][n] = MORE(sums[r][n], k + n * d + i, q + r * apart + i);
+    for (int r = 0; r < queries; r++) {
+      wide4 found = across_4(sums[r]);
+      for (int64_t i = whole; i < d; i++)
+        for (int n = 0; n < 4; n++) found[n] += LOAD(k[n * d + i]) * LOAD(q[r * apart + i]);
+      found *= scaling;
+      memcpy(scores + r * most + j, &found, sizeof found);
     }
-    for (int n = 0; n < 4; n++) scores[j + n] = across(sums[n]);
-    for (int64_t i = whole; i < d; i++)
-      for (int n = 0; n < 4; n++) scores[j + n] += LOAD(k[n * d + i]) * q[i];
   }
-  for (; j < count; j++) {
-    wide sum = {0};
-    for (int64_t i = 0; i < whole; i += BOTH) {
-      const pair at = PAIR(keys + j * d + i);
-      sum += at.a * load(q + i);
-      sum += at.b * load(q + i + LANES);
+  for (; j < count; j++)
+    for (int r = 0; r < queries; r++) {
+      wide sums[4] = {0};
+      for (int64_t i = 0; i < whole; i += BOTH) sums[0] = MORE(sums[0], keys + j * d + i, q + r * apart + i);
+      float found = across_4(sums)[0];
+      for (int64_t i = whole; i < d; i++) found += LOAD(keys[j * d + i]) * LOAD(q[r * apart + i]);
+      scores[r * most + j] = found * scaling;
     }
-    scores[j] = across(sum);
-    for (int64_t i = whole; i < d; i++) scores[j] += LOAD(keys[j * d + i]) * q[i];
-  }
 }
 
-/* sum += sum_j weights[j] value_j, in the order of PLACE */
+/* sum[r] += sum_j weights[r][j] value_j, in the order of PLACE; sums are d apart, weights ``most`` */
 static inline __attribute__((always_inline)) void NAME(weighted)(const T *values, int64_t count, int64_t d,
-                                                                 const float *weights, float *sum) {
+                                                                 const float *weights, int64_t most, int queries,
+                                                                 float *sum) {
   const int64_t whole = d / BOTH * BOTH;
   for (int64_t i = 0; i < whole; i += BOTH) {
-    wide a = load(sum + i), b = load(sum + i + LANES), c = {0}, e = {0};
+    pair here[QUERIES], next[QUERIES] = {0};
+    for (int r = 0; r < queries; r++) here[r] = (pair){load(sum + r * d + i), load(sum + r * d + i + LANES)};
     int64_t j = 0;
     for (; j + 2 <= count; j += 2) {
       const pair one = PAIR(values + j * d + i), two = PAIR(values + (j + 1) * d + i);
-      a += weights[j] * one.a;
-      b += weights[j] * one.b;
-      c += weights[j + 1] * two.a;
-      e += weights[j + 1] * two.b;
+      for (int r = 0; r < queries; r++) {
+        const float *w = weights + r * most + j;
+        here[r].a += w[0] * one.a;
+        here[r].b += w[0] * one.b;
+        next[r].a += w[1] * two.a;
+        next[r].b += w[1] * two.b;
+      }
     }
     if (j < count) {
       const pair one = PAIR(values + j * d + i);
-      a += weights[j] * one.a;
-      b += weights[j] * one.b;
+      for (int r = 0; r < queries; r++) {
+        here[r].a += weights[r * most + j] * one.a;
+        here[r].b += weights[r * most + j] * one.b;
+      }
     }
-    a += c;
-    b += e;
-    memcpy(sum + i, &a, sizeof a);
-    memcpy(sum + i + LANES, &b, sizeof b);
+    for (int r = 0; r < queries; r++) {
+      here[r].a += next[r].a;
+      here[r].b += next[r].b;
+      memcpy(sum + r * d + i, &here[r], sizeof here[r]);
+    }
   }
-  for (int64_t i = whole; i < d; i++)
-    for (int64_t j = 0; j < count; j++) sum[i] += weights[j] * LOAD(values[j * d + i]);
+  for (int r = 0; r < queries; r++)
+    for (int64_t i = whole; i < d; i++)
+      for (int64_t j = 0; j < count; j++) sum[r * d + i] += weights[r * most + j] * LOAD(values[j * d + i]);
 }
 
-/* One query over a prompt's and a row's own keys and values; scores is room for all of them. */
-static inline __attribute__((always_inline)) void NAME(look)(const T *raw, const T *prompt_k, const T *prompt_v,
-                                                             int64_t prompt, const T *own_k, const T *own_v, int64_t own,
-                                                             int64_t d, float scaling, float softcap, float *scores,
-                                                             T *restrict out) {
-  float query[d], sum[d];
-  for (int64_t i = 0; i < d; i++) query[PLACE(i, d)] = LOAD(raw[i]) * scaling, sum[i] = 0;
-  NAME(dots)(prompt_k, prompt, d, query, scores);
-  NAME(dots)(own_k, own, d, query, scores + prompt);
-  const int64_t all = prompt + own;
+/* Scores become weights, not yet divided by their sum, which is returned. */
+static float NAME(soft)(float *scores, int64_t count, float softcap) {
   if (softcap > 0)
-    for (int64_t j = 0; j < all; j++) scores[j] = softcap * tanhf(scores[j] / softcap);
+    for (int64_t j = 0; j < count; j++) scores[j] = softcap * tanhf(scores[j] / softcap);
   float top = -INFINITY, total = 0;
 #pragma omp simd reduction(max : top)
-  for (int64_t j = 0; j < all; j++) top = scores[j] > top ? scores[j] : top;
+  for (int64_t j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;
 #pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < all; j++) {
+  for (int64_t j = 0; j < count; j++) {
     scores[j] = exponential(scores[j] - top);
     total += scores[j];
   }
-  NAME(weighted)(prompt_v, prompt, d, scores, sum);
-  NAME(weighted)(own_v, own, d, scores + prompt, sum);
-  for (int64_t i = 0; i < d; i++) out[i] = STORE(sum[PLACE(i, d)] / total);
+  return total;
+}
+
+/* Up to QUERIES queries over a prompt's and a row's own keys and values. scores: (queries, most). out: d apart. */
+static inline __attribute__((always_inline)) void NAME(look)(const T *q, int64_t apart, int queries, const T *prompt_k,
+                                                             const T *prompt_v, int64_t prompt, const T *own_k,
+                                                             const T *own_v, int64_t own, int64_t d, float scaling,
+                                                             float softcap, float *scores, int64_t most, T *restrict out,
+                                                             ahead *to_come) {
+  float sum[queries * d], totals[QUERIES];
+  NAME(dots)(prompt_k, prompt, d, q, apart, queries, scaling, scores, most, to_come);
+  NAME(dots)(own_k, own, d, q, apart, queries, scaling, scores + prompt, most, to_come);
+  for (int r = 0; r < queries; r++) totals[r] = NAME(soft)(scores + r * most, prompt + own, softcap);
+  for (int64_t i = 0; i < queries * d; i++) sum[i] = 0;
+  NAME(weighted)(prompt_v, prompt, d, scores, most, queries, sum);
+  NAME(weighted)(own_v, own, d, scores + prompt, most, queries, sum);
+  for (int r = 0; r < queries; r++)
+    for (int64_t i = 0; i < d; i++) out[r * d + i] = STORE(sum[r * d + PLACE(i, d)] / totals[r]);
 }
 
 /* One new token of each of N rows. Queries (H,N,d), new keys and values (K,N,d), by strides, last dimension dense; the
  * new keys and values are written to own_* (rows,K,length,d) at counts[n] - 1; prompts (P,K,width,d), row n's being
- * places[n] with sizes[n] tokens. window 0: all of the past; softcap 0: none. out (N,H,d), dense. scratch: room for the
- * scores of the longest row, ``most`` of them, for each thread. */
+ * places[n] with sizes[n] tokens. window 0: all of the past; softcap 0: none. out (N,H,d), dense. scratch: room for
+ * the scores of QUERIES of the longest row, ``most`` of them each, for each thread. */
 void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row,
                             const T *v, int64_t v_head, int64_t v_row, T *own_k, T *own_v, int64_t length,
                             const T *prompt_k, const T *prompt_v, int64_t width, const int64_t *counts,
@@ -100,39 +116,45 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
   const int64_t R = H / K;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    float *scores = scratch + thread() * most;
+    float *scores = scratch + thread() * QUERIES * most;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < N * K; item++) {
-      const int64_t n = item / K, kv = item % K;
+      const int64_t n = item % N, kv = item / N; /* rows of a prompt follow each other: its keys stay in the cache */
       const int64_t prompt = sizes[n], own = counts[n], all = prompt + own;
       T *keys = own_k + (n * K + kv) * length * d, *values = own_v + (n * K + kv) * length * d;
       memcpy(keys + (own - 1) * d, k + kv * k_head + n * k_row, d * sizeof(T));
       memcpy(values + (own - 1) * d, v + kv * v_head + n * v_row, d * sizeof(T));
       const T *shared_k = prompt_k + (places[n] * K + kv) * width * d;
       const T *shared_v = prompt_v + (places[n] * K + kv) * width * d;
-      if (item + 1 < N * K) { /* short runs far apart: the processor does not foresee them, and each line is waited for */
-        const int64_t next = (item + 1) / K, bytes = counts[next] * d * (int64_t)sizeof(T);
-        const char *k1 = (const char *)(own_k + (item + 1) * length * d);
-        const char *v1 = (const char *)(own_v + (item + 1) * length * d);
-        for (int64_t b = 0; b < bytes; b += 64) {
-          __builtin_prefetch(k1 + b);
-          __builtin_prefetch(v1 + b);
-        }
-      }
+      /* The next own keys and values: short runs far apart, which the processor does not foresee. */
+      const int64_t next = item + 1 < N * K ? item + 1 : item, start = (next % N * K + next / N) * length * d;
+      ahead to_come = {{(const char *)(own_k + start), (const char *)(own_v + start)}, 0};
+      to_come.lines = (counts[next % N] * d * (int64_t)sizeof(T) + 63) / 64;
       const int64_t first = window > 0 && all > window ? all - window : 0; /* the new token sees from here */
       const int64_t from = first < prompt ? first : prompt, own_from = first > prompt ? first - prompt : 0;
-      for (int64_t r = 0; r < R; r++) {
+      for (int64_t r = 0; r < R; r += QUERIES) {
         const int64_t head = kv * R + r;
+        const int queries = R - r < QUERIES ? (int)(R - r) : QUERIES;
         const T *query = q + head * q_head + n * q_row;
         T *result = out + (n * H + head) * d;
-#define LOOK(size)                                                                                                     \
-  NAME(look)(query, shared_k + from * d, shared_v + from * d, prompt - from, keys + own_from * d,                      \
-             values + own_from * d, own - own_from, size, scaling, softcap, scores, result)
-        if (d == 64) LOOK(64);
-        else if (d == 32) LOOK(32);
-        else if (d == 128) LOOK(128);
-        else LOOK(d);
+#define LOOK(count, size)                                                                                              \
+  NAME(look)(query, q_head, count, shared_k + from * d, shared_v + from * d, prompt - from, keys + own_from * d,       \
+             values + own_from * d, own - own_from, size, scaling, softcap, scores, most, result, \
+             &to_come)
+#define LOOK_AT(size) /* QUERIES of them */                                                                            \
+  if (queries == 1) LOOK(1, size);                                                                                     \
+  else if (queries == 2) LOOK(2, size);                                                                                \
+  else if (queries == 3) LOOK(3, size);                                                                                \
+  else LOOK(4, size)
+        if (d == 64) {
+          LOOK_AT(64);
+        } else if (d == 32) {
+          LOOK_AT(32);
+        } else {
+          LOOK_AT(d);
+        }
 #undef LOOK
+#undef LOOK_AT
       }
     }
   }

@@ -88,13 +88,16 @@ static inline __attribute__((always_inline)) void block(const uint16_t *a, const
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t k = 0; k < deep; k++, a += PANEL, b += PANEL) {
-    for (int i = 0; i < PANEL; i += 32) _mm_prefetch((const char *)(a + 2 * PANEL + i), _MM_HINT_T0);
+    fetch_quarter(a + 2 * PANEL, 0);
     _tile_loadd(4, a, 64);
+    fetch_quarter(a + 2 * PANEL, 1);
     _tile_loadd(6, b, 64);
     _tile_loadd(7, b + PANEL / 2, 64);
+    fetch_quarter(a + 2 * PANEL, 2);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, a + PANEL / 2, 64);
     _tile_dpbf16ps(1, 4, 7);
+    fetch_quarter(a + 2 * PANEL, 3);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }

@@ -45,12 +45,12 @@ class SamplingCopy:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that is sampled from: few rows at a time go through weights packed for that."""
+    """A linear layer that is sampled from: few rows at a time go through weights ``packed`` for that."""
 
     packed: Tensor
 
     def pack(self) -> None:
-        self.packed = kernels.pack(self.weight)
+        kernels.pack(self.weight, self.packed)
 
     def forward(self, input: Tensor) -> Tensor:
         few = input.numel() <= FEW_ROWS * self.in_features and input.dtype == torch.bfloat16
@@ -69,8 +69,10 @@ def _pack_linears(model: nn.Module) -> list[PackedLinear]:
         if kernels.multiplies(module.weight):
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
-            module.pack()
             found.append(module)
+    for linear, room in zip(found, kernels.packed_room([linear.weight for linear in found]), strict=True):
+        linear.packed = room
+        linear.pack()
     return found
 
 
