@@ -12,6 +12,8 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -89,6 +91,30 @@ def take(x: Tensor, *others: Tensor) -> bool:
     return _allowed and same and x.device.type == "cpu" and x.dtype in NAMES and _library() is not None
 
 
+_heard: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
+
+
+@contextmanager
+def heard(calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Iterator[None]:
+    """Write the calls of compiled functions down, as (function, arguments, {}), for as long as this lasts.
+
+    Arguments are addresses: a call may be repeated while the tensors there are alive.
+    """
+    global _heard
+    _heard = calls
+    try:
+        yield
+    finally:
+        _heard = None
+
+
+def _call(name: str, *args: Any) -> None:
+    function = getattr(_library(), name)
+    function(*args)
+    if _heard is not None:
+        _heard.append((function, args, {}))
+
+
 def _threads(work: int) -> int:
     return 1 if work < SMALL else torch.get_num_threads()
 
@@ -112,7 +138,8 @@ def decode_attention(
     most = own[0].shape[2] + prompts[0].shape[2]
     threads = _threads(rows * heads * width * most)
     scratch = torch.empty(threads, QUERIES, most, dtype=torch.float32)
-    getattr(_library(), f"decode_attention_{NAMES[query.dtype]}")(
+    _call(
+        f"decode_attention_{NAMES[query.dtype]}",
         query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
         value.data_ptr(), value.stride(0), value.stride(1), own[0].data_ptr(), own[1].data_ptr(), own[0].shape[2],
         prompts[0].data_ptr(), prompts[1].data_ptr(), prompts[0].shape[2],
@@ -126,9 +153,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
     """(...,h) and (h,) of one type -> (...,h): x / sqrt(mean(x²) + eps) · (shift + weight)."""
     x, weight = x.contiguous(), weight.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
-    getattr(_library(), f"rms_norm_{NAMES[x.dtype]}")(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel())
-    )
+    _call(
+        f"rms_norm_{NAMES[x.dtype]}",
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel()),
+    )  # fmt: skip
     return out
 
 
@@ -137,9 +165,8 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, 
     logits, uniforms = _dense_last(logits), uniforms.to(torch.float64).contiguous()
     tokens = torch.empty(len(logits), dtype=torch.long)
     logps = torch.empty(len(logits), dtype=torch.float32)
-    library: Any = _library()
-    library.draw(
-        logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
+    _call(
+        "draw", logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
         logps.data_ptr(), _threads(logits.numel()),
     )  # fmt: skip
     return tokens, logps
@@ -186,9 +213,8 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
     rows = x.numel() // depth
     whole = rows % TILES == 0 and depth % TILES == 0
     padded = None if whole else x.new_empty(-(-rows // TILES) * TILES, -(-depth // TILES) * TILES)
-    library: Any = _library()
-    library.multiply(
-        x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
+    _call(
+        "multiply", x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
         None if padded is None else padded.data_ptr(), rows, columns, depth, _threads(columns * depth),
     )  # fmt: skip
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import NAMES, _dense_last, _library, _threads
+from grpo_bench.kernels import NAMES, _call, _dense_last, _library, _threads
 
 NORM_ROWS = 128  # whose gradients of a norm's weights are summed before the blocks' are
 
@@ -24,7 +24,8 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Ten
     assert width % 2 == 0
     assert all(t.shape == (rows, width) and t.dtype == torch.float32 and t.is_contiguous() for t in (cosines, sines))
     out = x.new_empty(rows, heads, width).transpose(0, 1)
-    getattr(_library(), f"rotate_{NAMES[x.dtype]}")(
+    _call(
+        f"rotate_{NAMES[x.dtype]}",
         x.data_ptr(), x.stride(0), x.stride(1), cosines.data_ptr(), sines.data_ptr(), out.data_ptr(), out.stride(0),
         out.stride(1), heads, rows, width, int(back), _threads(x.numel()),
     )  # fmt: skip
@@ -36,8 +37,13 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
     assert gate.shape == up.shape
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
-    getattr(_library(), f"gate_{NAMES[gate.dtype]}")(
-        gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), _threads(gate.numel())
+    _call(
+        f"gate_{NAMES[gate.dtype]}",
+        gate.data_ptr(),
+        up.data_ptr(),
+        out.data_ptr(),
+        gate.numel(),
+        _threads(gate.numel()),
     )
     return out
 

@@ -42,7 +42,8 @@ def _faster(own: type[nn.Module]) -> type[nn.Module]:
         def forward(self: Any, x: Tensor) -> Tensor:
             gate, up = self.gate_proj(x), self.up_proj(x)
             if kernels.take(gate, up) and gate.shape == up.shape:
-                out: Tensor = self.down_proj(_Gated.apply(gate, up))
+                made = _Gated.apply(gate, up) if torch.is_grad_enabled() else layers.gate(gate, up)
+                out: Tensor = self.down_proj(made)
             else:
                 out = self.down_proj(self.act_fn(gate) * up)
             return out

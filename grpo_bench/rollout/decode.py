@@ -14,12 +14,14 @@ from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.graph import CapturedSteps
 from grpo_bench.rollout.plans import DecodePlan, PrefillPlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
+from grpo_bench.rollout.tape import Tape
 
 if TYPE_CHECKING:
     from grpo_bench.policy import Policy
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward of prompts
 LEAVE_SHARE = 8  # rows that ended stay, computed in vain, until they are one in so many
+PLAIN_STEPS = 4  # alike, before one is recorded: that takes as long as a few plain ones, and rows may change soon
 WIDTH_STEP, REACH_STEP = 64, 128  # static shapes read so many columns more at a time
 
 
@@ -52,6 +54,8 @@ class Decoder:
         device, length = policy.device, sampling.max_new_tokens
         self.policy, self.sampling, self.static = policy, sampling, static
         self.captured: CapturedSteps | None = CapturedSteps(self) if static and device.type == "cuda" else None
+        self.taped: TapedSteps | None = TapedSteps(self) if device.type == "cpu" else None
+        self.sized = True  # the latest logits depend on more than the number of rows
         width = -(-width // WIDTH_STEP) * WIDTH_STEP if static else width
         self.cache = SharedPrefixCache(prompts, width, rows, length)
         self.columns = length + 1  # a row that ended goes on writing behind its end
@@ -76,12 +80,14 @@ class Decoder:
         self.uniforms = torch.zeros(total + 1, self.columns, dtype=torch.float64, device=device)
         self.first_states: Tensor | None = None  # (prompts,h): what each prompt's first tokens are drawn from
         self._grids: dict[int, Tensor] = {}  # by members: what was captured of a step keeps its place
-        self._members, self._is_grid = 1, False
+        self._members, self.is_grid = 1, False
         self._oldest, self._one_age = 0, True
 
     def begin(self, uniforms: Tensor | None) -> None:
         """Start a rollout: (total, tokens) uniform numbers, None when nothing is drawn."""
         self.held, self.prompts, self.lengths, self.now, self.alive = [], [], [], 0, 0
+        if self.taped is not None:
+            self.taped.forget()
         self.running.zero_()
         self.rows.fill_(len(self.out) - 1)
         if uniforms is not None:
@@ -188,10 +194,10 @@ class Decoder:
         if self.static:
             self._members = members = 1 << (members - 1).bit_length()
         flat = [prompt * members + member for prompt, member in cells]
-        self._is_grid = not self.static and flat == list(range(len(self.prompts) * members))
+        self.is_grid = not self.static and flat == list(range(len(self.prompts) * members))
         self._oldest = min((h.born for h in self.held), default=self.now)
         self._one_age = all(h.born == self._oldest for h in self.held)
-        if self._is_grid:
+        if self.is_grid:
             return
         if members not in self._grids:
             size = self.cache.prompts * members
@@ -226,16 +232,17 @@ class Decoder:
         counts, lengths = self.counts[:rows], self.prompt_lengths[:rows]
         where = Where(
             counts, lengths,
-            None if self._is_grid else self.cells[:rows],
-            None if self._is_grid else self._grids[shape.members][:cells],
+            None if self.is_grid else self.cells[:rows],
+            None if self.is_grid else self._grids[shape.members][:cells],
         )  # fmt: skip
         plan = DecodePlan(self.cache, shape, where)
         trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
+        self.sized = plan.sized
         return self.policy.logits(trunk.last_hidden_state[0])
 
     def step(self, shape: Shape) -> None:
         """One token more of each row, written in place."""
-        self._choose(self.logits(shape), slice(0, shape.rows))
+        self._choose(self.logits(shape) if self.taped is None else self.taped(shape), slice(0, shape.rows))
 
     def advance(self) -> None:
         """The next step of all rows held; ``captured`` steps are replayed."""
@@ -258,6 +265,39 @@ class Decoder:
         counts += running
         running &= ~self.is_end[tokens] & (counts < self.limits[part])
         self.tokens[part] = tokens
+
+
+class TapedSteps:
+    """The logits of a decoder's steps on a processor: of many steps with the same rows, all but the first are played.
+
+    What is recorded holds while the rows held and their order in the cache stay, and only where the compiled attention
+    is used, which reads sizes from tensors; so it ends when a row enters or leaves.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._like: tuple[int, int, bool] | None = None
+        self._steps = 0  # alike so far
+        self._tape: Tape | None = None
+
+    def forget(self) -> None:
+        self._like, self._steps, self._tape = None, 0, None
+
+    def __call__(self, shape: Shape) -> Tensor:
+        """(N,V): what each row's next token is drawn from; valid until the next step."""
+        decoder = self.decoder
+        like = (shape.rows, shape.members, decoder.is_grid)
+        if like != self._like:
+            self._like, self._steps, self._tape = like, 0, None
+        self._steps += 1
+        if self._tape is not None:
+            return self._tape.play()
+        if self._steps != PLAIN_STEPS or decoder.sized:
+            return decoder.logits(shape)
+        tape = Tape(lambda: decoder.logits(shape))
+        if tape.refused is None and not decoder.sized:
+            self._tape = tape
+        return tape.result
 
 
 def _fill(keep: list[bool]) -> tuple[list[int], list[int]]:

@@ -91,6 +91,7 @@ class DecodePlan:
 
     def __init__(self, cache: SharedPrefixCache, shape: Shape, where: Where) -> None:
         self.cache, self.shape, self.where = cache, shape, where
+        self.sized = False  # what was computed depends on the width and reach of the shape
         self._masks: dict[int | None, Tensor | None] = {}
         self._targets: dict[int, Tensor] = {}
         self._places: Tensor | None = None  # (N,) where each row's prompt stands in the cache
@@ -159,7 +160,7 @@ class DecodePlan:
         alike = query.shape[-1] == value.shape[-1] and query.shape[1] % key.shape[1] == 0
         if alike and kernels.take(query, key, value, held.own_keys, held.own_values):
             return self._attend_in_one_pass(layer, query, key, value, scaling, window, softcap)
-        shape = self.shape
+        shape, self.sized = self.shape, True
         rows, heads = shape.rows, key.shape[1]
         self._write(held.own_keys, key)
         self._write(held.own_values, value)

@@ -1,0 +1,116 @@
+"""Played steps give what the steps themselves give, bit for bit; what cannot be repeated is not recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernel_data import kernels_on, needs_compiler  # noqa: F401
+from model_data import ARCHITECTURES
+from test_rollout_native import PROMPTS, model, tokenizer
+from torch import Tensor
+
+from grpo_bench import kernels
+from grpo_bench.rollout import Noise, Sampling, decode
+from grpo_bench.rollout.native import NativeEngine
+from grpo_bench.rollout.tape import Tape
+from grpo_bench.types import Rollouts
+
+
+def rolled(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, plain: int, slots: int | None = None
+) -> tuple[list[Rollouts], list[Tape]]:
+    """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place."""
+    made: list[Tape] = []
+
+    def record(function: Any) -> Tape:
+        made.append(Tape(function))
+        return made[-1]
+
+    monkeypatch.setattr(decode, "PLAIN_STEPS", plain)
+    monkeypatch.setattr(decode, "Tape", record)
+    policy, engine, tok, out = model(kind, double=False), NativeEngine(slots, dtype), tokenizer(), []
+    for step in range(3):
+        out.append(engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", step)))
+        with torch.no_grad():
+            for p in policy.model.parameters():
+                p.mul_(1.1)
+    return out, made
+
+
+@needs_compiler
+@pytest.mark.parametrize("slots", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_played_steps_give_the_same_tokens_and_log_probs(monkeypatch, kind, dtype, slots) -> None:
+    """Rows end at different times, so that recordings are left and made anew."""
+    want, none = rolled(monkeypatch, kind, dtype, 10**9, slots)
+    soon, many = rolled(monkeypatch, kind, dtype, 2, slots)
+    later, fewer = rolled(monkeypatch, kind, dtype, 4, slots)
+    assert want == soon == later
+    assert not none
+    assert len(many) > len(fewer) > 0
+    assert all(tape.refused is None for tape in many)
+
+
+def test_attention_by_torch_is_not_recorded(monkeypatch) -> None:
+    """It depends on how far back rows look, which grows from step to step."""
+    kernels.use(False)
+    assert rolled(monkeypatch, "llama", torch.float32, 1)[1] == []
+
+
+@torch.no_grad()
+def test_a_tape_follows_what_its_inputs_hold() -> None:
+    a, b, weight = torch.arange(6.0).view(2, 3), torch.ones(2, 3), torch.tensor([2.0, 0.0, 1.0])
+
+    def function() -> Tensor:
+        table = torch.zeros(2, 3)  # filled anew each time
+        table.add_(a)
+        low = (table * weight).to(torch.bfloat16).float()
+        most, _ = torch.cat([low, b], dim=1)[:, 1:].sort(dim=1)
+        return most.t() @ b + torch.arange(3.0)
+
+    tape = Tape(function)
+    assert tape.refused is None
+    for factor in (1.0, 3.0, -2.0):
+        a.mul_(factor)
+        weight += factor
+        want = function()
+        assert torch.equal(tape.play(), want)
+        assert torch.equal(tape.play(), want)
+
+
+@torch.no_grad()
+def test_memory_that_a_step_gave_back_is_used_again_and_not_by_others() -> None:
+    x, steps = torch.randn(64, 64), 20
+
+    def function() -> Tensor:
+        y = x
+        for _ in range(steps):
+            y = torch.tanh(y @ x)
+        return y
+
+    tape = Tape(function)
+    assert len(tape._kept[0]._blocks) <= 4
+    noise = [torch.full((64, 64), float("nan")) for _ in range(50)]
+    assert torch.equal(tape.play(), function())
+    assert all(n.isnan().all() for n in noise)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: x + x.sum().item(), "_local_scalar_dense"),
+        (lambda x: x + torch.rand(3), "rand"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: torch.nn.functional.dropout(x, 0.5, training=True), "native_dropout"),
+    ],
+)
+def test_what_depends_on_values_or_chance_is_refused(function, named) -> None:
+    x = torch.tensor([1.0, 2.0, -3.0])
+    tape = Tape(lambda: function(x))
+    assert tape.refused is not None
+    assert named in tape.refused
+    assert isinstance(tape.result, Tensor)  # the step itself was made
