@@ -14,47 +14,52 @@ enum { DEEP = 32, WIDE = 32, PAIR = WIDE * DEEP, AHEAD = 3 }; /* a block: 32 col
 /* Linux gives a process the tiles on request; 0 where it does not. */
 int can_multiply(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-static inline uint16_t rounded(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return f == f ? (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (uint16_t)0x7fc0u;
-}
-
 static int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
 /* Elements of a packed (columns, depth) matrix. */
 int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) * up(depth, DEEP); }
 
-/* (columns, depth) fp32 or bfloat16 -> tiles: [columns / 32][depth / 32][2 tiles][16 pairs of depth][16 columns][2] */
-#define PACK(name, type, convert)                                                                                      \
-  void name(const type *w, int64_t columns, int64_t depth, uint16_t *packed, int threads) {                            \
-    const int64_t deep = up(depth, DEEP) / DEEP;                                                                       \
-    _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                                 \
-    for (int64_t block = 0; block < up(columns, WIDE) / WIDE; block++)                                                 \
-      for (int64_t k = 0; k < deep; k++) {                                                                             \
-        uint16_t *to = packed + (block * deep + k) * PAIR;                                                      \
-        for (int64_t c = 0; c < WIDE; c++) {                                                                           \
-          const int64_t column = block * WIDE + c;                                                                     \
-          uint16_t *tile = to + (c / TILE) * TILE * DEEP + (c % TILE) * 2;                                             \
-          for (int64_t i = 0; i < DEEP; i++) {                                                                         \
-            const int64_t at = k * DEEP + i;                                                                           \
-            tile[(i / 2) * DEEP + i % 2] = column < columns && at < depth ? convert(w[column * depth + at]) : 0;       \
-          }                                                                                                            \
-        }                                                                                                              \
-      }                                                                                                                \
-  }
-#define AS_IS(x) (x)
-PACK(pack_float32, float, rounded)
-PACK(pack_bfloat16, uint16_t, AS_IS)
-
-/* 16 sums to bfloat16, to nearest, ties to even; a NaN stays one. */
-static inline __m256i rounded_16(__m512 sums) {
-  const __m512i u = _mm512_castps_si512(sums), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+/* 16 numbers to bfloat16, to nearest, ties to even; a NaN stays one. */
+static inline __m256i rounded_16(__m512 x) {
+  const __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
   const __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(u, half), 16);
-  const __mmask16 none = _mm512_cmp_ps_mask(sums, sums, _CMP_UNORD_Q);
+  const __mmask16 none = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(upper, none, _mm512_set1_epi32(0x7fc0)));
 }
+
+/* 32 elements in bfloat16, zeros from ``count`` on */
+static inline __m512i row_float32(const float *w, int64_t count) {
+  const __mmask16 a = count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1);
+  const __mmask16 b = count >= 32 ? 0xffff : count > 16 ? (__mmask16)((1u << (count - 16)) - 1) : 0;
+  const __m512i low = _mm512_castsi256_si512(rounded_16(_mm512_maskz_loadu_ps(a, w)));
+  return _mm512_inserti64x4(low, rounded_16(_mm512_maskz_loadu_ps(b, w + 16)), 1);
+}
+
+static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
+  return _mm512_maskz_loadu_epi16(count >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << count) - 1, w);
+}
+
+/* (columns, depth) fp32 or bfloat16 -> tiles: [columns / 32][depth / 32][2 tiles][16 pairs of depth][16 columns][2] */
+#define PACK(type, row_of)                                                                                             \
+  (const type *w, int64_t columns, int64_t depth, uint16_t *packed, int threads) {                                     \
+    const int64_t deep = up(depth, DEEP) / DEEP, tiles = up(columns, WIDE) / TILE;                                     \
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                                 \
+    for (int64_t tile = 0; tile < tiles; tile++)                                                                       \
+      for (int64_t k = 0; k < deep; k++) {                                                                             \
+        uint16_t *to = packed + (tile / 2 * deep + k) * PAIR + tile % 2 * TILE * DEEP;                                 \
+        __m512i rows[TILE];                                                                                            \
+        for (int c = 0; c < TILE; c++) {                                                                               \
+          const int64_t column = tile * TILE + c;                                                                      \
+          rows[c] = column < columns ? row_of(w + column * depth + k * DEEP, depth - k * DEEP)                         \
+                                     : _mm512_setzero_si512();                                                         \
+        }                                                                                                              \
+        turn(rows);                                                                                                    \
+        for (int c = 0; c < TILE; c++) _mm512_storeu_si512(to + c * DEEP, rows[c]);                                    \
+      }                                                                                                                \
+  }
+void pack_float32 PACK(float, row_float32)
+void pack_bfloat16 PACK(uint16_t, row_bfloat16)
 
 /* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
  * what lies behind them is the next block. */
