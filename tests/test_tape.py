@@ -105,7 +105,7 @@ def test_memory_that_a_step_gave_back_is_used_again_and_not_by_others() -> None:
         (lambda x: x + x.sum().item(), "_local_scalar_dense"),
         (lambda x: x + torch.rand(3), "rand"),
         (lambda x: x[x > 0], "index"),
-        (lambda x: torch.nn.functional.dropout(x, 0.5, training=True), "native_dropout"),
+        (lambda x: torch.nn.functional.dropout(x, 0.5, training=True), "bernoulli"),
     ],
 )
 def test_what_depends_on_values_or_chance_is_refused(function, named) -> None:
