@@ -12,7 +12,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -91,11 +91,11 @@ def take(x: Tensor, *others: Tensor) -> bool:
     return _allowed and same and x.device.type == "cpu" and x.dtype in NAMES and _library() is not None
 
 
-_heard: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] | None = None
+_heard: list[tuple[Any, Sequence[Any], dict[str, Any]]] | None = None
 
 
 @contextmanager
-def heard(calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Iterator[None]:
+def heard(calls: list[tuple[Any, Sequence[Any], dict[str, Any]]]) -> Iterator[None]:
     """Write the calls of compiled functions down, as (function, arguments, {}), for as long as this lasts.
 
     Arguments are addresses: a call may be repeated while the tensors there are alive.

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward of prompts
 LEAVE_SHARE = 8  # rows that ended stay, computed in vain, until they are one in so many
-PLAIN_STEPS = 4  # alike, before one is recorded: that takes as long as a few plain ones, and rows may change soon
+PLAIN_STEPS = (
+    8  # alike, before one is recorded: that takes as long as some ten played ones save, and rows may change soon
+)
 WIDTH_STEP, REACH_STEP = 64, 128  # static shapes read so many columns more at a time
 
 

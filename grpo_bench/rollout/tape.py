@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from grpo_bench import kernels
 
@@ -69,7 +69,7 @@ class _Recording(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]] = []
         self.places = _Places()
         self.kept: list[Any] = []  # what pointers of calls may point to
         self.refused: str | None = None  # by which operation
@@ -77,20 +77,25 @@ class _Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
+        if func.is_view and isinstance(made, Tensor):  # the same place next time
+            if not self.places.holds(made):
+                self.kept.append(made)
+            return made
         if func.overloadpacket in _EMPTY:
             return self.places.like(made)
-        outs, given = tree_leaves(made), [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if not given and not any(isinstance(x, Tensor) for x in outs):  # of types and numbers: the same next time
+        given: list[Tensor] = []
+        args, kwargs = ([self._place(x, given) for x in args], {k: self._place(x, given) for k, x in kwargs.items()})
+        outs = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, (list, tuple)) else []
+        if not given and not outs:  # of types and numbers: the same next time
             return made
-        if any(tag in func.tags for tag in _OF_VALUES) or not all(isinstance(x, Tensor) for x in outs):
+        if any(tag in func.tags for tag in _OF_VALUES) or not (outs and all(isinstance(x, Tensor) for x in outs)):
             self.refused = self.refused or str(func)
             return made
-        storages = {x.untyped_storage().data_ptr() for x in given}
-        args, kwargs = tree_map(self.places.place, (args, kwargs))
         if func._schema.is_mutable:
             self.calls.append((func, args, kwargs))
             return made
-        if all(x.untyped_storage().data_ptr() in storages for x in outs):  # views: the same places next time
+        storages = {x.untyped_storage().data_ptr() for x in given}
+        if all(x.untyped_storage().data_ptr() in storages for x in outs):  # views that are not called so
             self.kept += [x for x in outs if not self.places.holds(x)]
             return made
         kept = [self.places.like(x).copy_(x) for x in outs]
@@ -101,9 +106,19 @@ class _Recording(TorchDispatchMode):
             self.calls.append((writes, args, {**kwargs, "out": into[0]}))
         else:
             self.calls.append((_again, (func, into, args, kwargs), {}))
-        return tree_unflatten(kept, tree_structure(made))
+        return kept[0] if isinstance(made, Tensor) else type(made)(kept)
+
+    def _place(self, x: Any, given: list[Tensor]) -> Any:
+        """An argument as it is given again; tensors in it are added to ``given``."""
+        if isinstance(x, Tensor):
+            given.append(x)
+            return self.places.place(x)
+        if isinstance(x, (list, tuple)):
+            return [self._place(y, given) for y in x]
+        return x
 
 
+@cache
 def _writes(func: Any) -> Any:
     """The form of an operation that writes to ``out``, if it takes the same arguments otherwise."""
     into = getattr(func.overloadpacket, "out", None)
@@ -114,8 +129,9 @@ def _writes(func: Any) -> Any:
 
 
 def _again(func: Any, outs: list[Tensor], args: Any, kwargs: Any) -> None:
-    for out, made in zip(outs, tree_leaves(func(*args, **kwargs)), strict=True):
-        out.copy_(made)
+    made = func(*args, **kwargs)
+    for out, x in zip(outs, [made] if isinstance(made, Tensor) else made, strict=True):
+        out.copy_(x)
 
 
 class Tape:
