@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from test_rollout_native import PROMPTS, model, tokenizer
 from torch import Tensor
 
 from grpo_bench import kernels
-from grpo_bench.rollout import Noise, Sampling, decode
+from grpo_bench.rollout import Noise, Sampling, decode, native
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.tape import Tape
 from grpo_bench.types import Rollouts
@@ -114,3 +116,24 @@ def test_what_depends_on_values_or_chance_is_refused(function, named) -> None:
     assert tape.refused is not None
     assert named in tape.refused
     assert isinstance(tape.result, Tensor)  # the step itself was made
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_of_a_rollout_is_left_behind(monkeypatch, dtype) -> None:
+    """Nor does it wait for the garbage collector: the update that follows needs the memory."""
+    decoders: list[weakref.ref[decode.Decoder]] = []
+
+    class Watched(decode.Decoder):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            decoders.append(weakref.ref(self))
+
+    monkeypatch.setattr(native, "Decoder", Watched)
+    gc.disable()
+    try:
+        assert rolled(monkeypatch, "llama", dtype, 2)[1]
+        assert len(decoders) == 3
+        assert all(ref() is None for ref in decoders)
+    finally:
+        gc.enable()

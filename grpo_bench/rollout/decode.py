@@ -56,7 +56,7 @@ class Decoder:
         device, length = policy.device, sampling.max_new_tokens
         self.policy, self.sampling, self.static = policy, sampling, static
         self.captured: CapturedSteps | None = CapturedSteps(self) if static and device.type == "cuda" else None
-        self.taped: TapedSteps | None = TapedSteps(self) if device.type == "cpu" else None
+        self.taped: TapedSteps | None = TapedSteps() if device.type == "cpu" else None
         self.sized = True  # the latest logits depend on more than the number of rows
         width = -(-width // WIDTH_STEP) * WIDTH_STEP if static else width
         self.cache = SharedPrefixCache(prompts, width, rows, length)
@@ -244,7 +244,7 @@ class Decoder:
 
     def step(self, shape: Shape) -> None:
         """One token more of each row, written in place."""
-        self._choose(self.logits(shape) if self.taped is None else self.taped(shape), slice(0, shape.rows))
+        self._choose(self.logits(shape) if self.taped is None else self.taped(self, shape), slice(0, shape.rows))
 
     def advance(self) -> None:
         """The next step of all rows held; ``captured`` steps are replayed."""
@@ -276,8 +276,7 @@ class TapedSteps:
     is used, which reads sizes from tensors; so it ends when a row enters or leaves.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self) -> None:
         self._like: tuple[int, int, bool] | None = None
         self._steps = 0  # alike so far
         self._tape: Tape | None = None
@@ -285,9 +284,8 @@ class TapedSteps:
     def forget(self) -> None:
         self._like, self._steps, self._tape = None, 0, None
 
-    def __call__(self, shape: Shape) -> Tensor:
+    def __call__(self, decoder: Decoder, shape: Shape) -> Tensor:
         """(N,V): what each row's next token is drawn from; valid until the next step."""
-        decoder = self.decoder
         like = (shape.rows, shape.members, decoder.is_grid)
         if like != self._like:
             self._like, self._steps, self._tape = like, 0, None
