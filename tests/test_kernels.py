@@ -53,7 +53,10 @@ def decode(dtype: torch.dtype, heads: int, kv: int, width: int, window: int | No
 
 @needs_compiler
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (9, None), (None, 2.0)])
-@pytest.mark.parametrize(("heads", "kv", "width"), [(4, 4, 32), (9, 3, 64), (2, 1, 12), (4, 2, 128)])
+@pytest.mark.parametrize(
+    ("heads", "kv", "width"),
+    [(4, 4, 32), (9, 3, 64), (2, 1, 12), (4, 2, 128), (4, 1, 64), (7, 1, 64), (10, 2, 32), (3, 1, 40), (5, 1, 80)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_of_one_token_of_each_row(dtype, heads, kv, width, window, softcap):
     fast, plain = both(lambda: decode(dtype, heads, kv, width, window, softcap))
@@ -122,7 +125,10 @@ def test_what_is_not_a_number_chooses_some_word():
 
 @needs_tiles
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 32, 32), (5, 192, 576), (40, 688, 256), (33, 200, 700)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [(1, 32, 32), (5, 192, 576), (40, 688, 256), (33, 200, 700), (3, 10, 40), (2, 33, 33), (1, 1, 1)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_with_packed_weights(dtype, rows, columns, depth, bias):
     """Weights given in fp32 are rounded to bfloat16; products of these are exact, and summed in fp32."""
@@ -154,6 +160,15 @@ def test_a_copy_for_sampling_follows_the_weights():
         kernels.use(False)
         torch.testing.assert_close(copy.policy.model(ids).logits, plain)
         assert plain.dtype == torch.bfloat16
+
+
+def test_nothing_is_compiled_where_kernels_are_not_used(monkeypatch):
+    def library() -> None:
+        raise AssertionError("compiled")
+
+    kernels.use(False)
+    monkeypatch.setattr(kernels, "_library", library)
+    SamplingCopy(Policy(network("llama", double=False), torch.float32), torch.bfloat16).refresh()
 
 
 @needs_compiler

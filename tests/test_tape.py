@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from kernel_data import kernels_on, needs_compiler  # noqa: F401
-from model_data import ARCHITECTURES
+from model_data import ARCHITECTURES, make
 from test_rollout_native import PROMPTS, model, tokenizer
 from torch import Tensor
 
 from grpo_bench import kernels
+from grpo_bench.config import LoraConfig
+from grpo_bench.policy import Policy, make_models
 from grpo_bench.rollout import Noise, Sampling, decode, native
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.tape import Tape
@@ -21,7 +23,12 @@ from grpo_bench.types import Rollouts
 
 
 def rolled(
-    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, plain: int, slots: int | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    dtype: torch.dtype,
+    plain: int,
+    slots: int | None = None,
+    static: bool = False,
 ) -> tuple[list[Rollouts], list[Tape]]:
     """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place."""
     made: list[Tape] = []
@@ -32,7 +39,8 @@ def rolled(
 
     monkeypatch.setattr(decode, "PLAIN_STEPS", plain)
     monkeypatch.setattr(decode, "Tape", record)
-    policy, engine, tok, out = model(kind, double=False), NativeEngine(slots, dtype), tokenizer(), []
+    engine, tok, out = NativeEngine(slots, dtype, static=static), tokenizer(), []
+    policy = adapted() if kind == "lora" else model(kind, double=False)
     for step in range(3):
         out.append(engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", step)))
         with torch.no_grad():
@@ -41,10 +49,22 @@ def rolled(
     return out, made
 
 
+def adapted() -> Policy:
+    """With LoRA adapters that change something."""
+    cfg = make().model.model_copy(update={"lora": LoraConfig(r=4, alpha=8.0, targets=None)})
+    policy = make_models(model(double=False).model, cfg, torch.float32, critic=False, reference=False).policy
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.2)
+    return policy
+
+
 @needs_compiler
 @pytest.mark.parametrize("slots", [None, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "lora"])
 def test_played_steps_give_the_same_tokens_and_log_probs(monkeypatch, kind, dtype, slots) -> None:
     """Rows end at different times, so that recordings are left and made anew."""
     want, none = rolled(monkeypatch, kind, dtype, 10**9, slots)
@@ -54,6 +74,58 @@ def test_played_steps_give_the_same_tokens_and_log_probs(monkeypatch, kind, dtyp
     assert not none
     assert len(many) > len(fewer) > 0
     assert all(tape.refused is None for tape in many)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_beyond_those_held_are_computed_in_vain(monkeypatch, dtype) -> None:
+    """Static shapes: rows leave and enter under one recording."""
+    want, _ = rolled(monkeypatch, "llama", dtype, 10**9, 6, static=True)
+    played, made = rolled(monkeypatch, "llama", dtype, 2, 6, static=True)
+    assert played == want
+    assert made
+
+
+def stepped(monkeypatch: pytest.MonkeyPatch, play: Any) -> tuple[int, int]:
+    """Recordings made and played when recordings are of this kind; the samples are those of plain steps."""
+    want, _ = rolled(monkeypatch, "llama", torch.float32, 10**9)
+    count = [0, 0]
+
+    class Other(Tape):
+        def __init__(self, function: Any) -> None:
+            count[0] += 1
+            super().__init__(function)
+            play(self)
+
+        def play(self) -> Tensor:
+            count[1] += 1
+            return super().play()
+
+    monkeypatch.setattr(decode, "PLAIN_STEPS", 2)
+    monkeypatch.setattr(decode, "Tape", Other)
+    engine, policy, tok = NativeEngine(None), model(double=False), tokenizer()
+    assert engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0)) == want[0]
+    return count[0], count[1]
+
+
+@needs_compiler
+def test_a_recording_that_misses_something_is_found_at_its_first_use(monkeypatch) -> None:
+    def miss(tape: Tape) -> None:
+        del tape._calls[len(tape._calls) // 2 :]
+
+    assert stepped(monkeypatch, miss)[1] == 1  # played
+
+
+@needs_compiler
+def test_what_cannot_be_recorded_is_tried_once(monkeypatch) -> None:
+    def fail(tape: Tape) -> None:
+        raise NotImplementedError("no rule for the mode")
+
+    def refuse(tape: Tape) -> None:
+        tape.refused = "an operation"
+
+    assert stepped(monkeypatch, fail) == (1, 0)
+    assert stepped(monkeypatch, refuse) == (1, 0)
 
 
 def test_attention_by_torch_is_not_recorded(monkeypatch) -> None:
@@ -107,6 +179,7 @@ def test_memory_that_a_step_gave_back_is_used_again_and_not_by_others() -> None:
         (lambda x: x + x.sum().item(), "_local_scalar_dense"),
         (lambda x: x + torch.rand(3), "rand"),
         (lambda x: x[x > 0], "index"),
+        (lambda x: (x + 1).unsqueeze_(0), "unsqueeze_"),
         (lambda x: torch.nn.functional.dropout(x, 0.5, training=True), "bernoulli"),
     ],
 )

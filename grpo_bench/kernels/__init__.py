@@ -12,6 +12,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -23,7 +24,7 @@ from torch import Tensor
 from grpo_bench.kernels import build
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-QUERIES = 4  # that look at the same keys at once, in kernels.c
+QUERIES = 4  # as in kernels.c: heads whose scores take room at once
 TILES = 32  # rows and depth of a block in products.c
 COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
@@ -91,28 +92,31 @@ def take(x: Tensor, *others: Tensor) -> bool:
     return _allowed and same and x.device.type == "cpu" and x.dtype in NAMES and _library() is not None
 
 
-_heard: list[tuple[Any, Sequence[Any], dict[str, Any]]] | None = None
+class _Heard(threading.local):
+    calls: list[tuple[Any, Sequence[Any], dict[str, Any]]] | None = None
+
+
+_heard = _Heard()  # a thread's own, as what records the operations between them is
 
 
 @contextmanager
 def heard(calls: list[tuple[Any, Sequence[Any], dict[str, Any]]]) -> Iterator[None]:
-    """Write the calls of compiled functions down, as (function, arguments, {}), for as long as this lasts.
+    """Write this thread's calls of compiled functions down, as (function, arguments, {}), for as long as this lasts.
 
     Arguments are addresses: a call may be repeated while the tensors there are alive.
     """
-    global _heard
-    _heard = calls
+    before, _heard.calls = _heard.calls, calls
     try:
         yield
     finally:
-        _heard = None
+        _heard.calls = before
 
 
 def _call(name: str, *args: Any) -> None:
     function = getattr(_library(), name)
     function(*args)
-    if _heard is not None:
-        _heard.append((function, args, {}))
+    if _heard.calls is not None:
+        _heard.calls.append((function, args, {}))
 
 
 def _threads(work: int) -> int:
@@ -186,7 +190,8 @@ def multiplies(weight: Tensor) -> bool:
 def packed_room(weights: list[Tensor]) -> list[Tensor]:
     """Room for ``pack`` of each of these (n,k) weights, one behind the other in one place.
 
-    The system can hold one place in large pages: to look many small ones up took a tenth of a step (measured).
+    The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of a step
+    (measured).
     """
     library: Any = _library()
     sizes = [library.packed_size(*weight.shape) for weight in weights]
@@ -230,7 +235,8 @@ def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor,
     logps, entropies = torch.empty(rows), torch.empty(rows)
     threads = _threads(logits.numel())
     scratch = torch.empty(threads, words)
-    getattr(_library(), f"soften_{NAMES[logits.dtype]}")(
+    _call(
+        f"soften_{NAMES[logits.dtype]}",
         logits.data_ptr(), rows, words, targets.data_ptr(), temperature, logps.data_ptr(),
         entropies.data_ptr(), scratch.data_ptr(), threads,
     )  # fmt: skip
@@ -243,9 +249,10 @@ def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
     ``targets`` are those that ``soften`` took.
     """
     scales, targets = scales.float().contiguous(), targets.to(torch.long).contiguous()
-    getattr(_library(), f"logp_gradient_{NAMES[probs.dtype]}")(
-        probs.data_ptr(), *probs.shape, targets.data_ptr(), scales.data_ptr(), _threads(probs.numel())
-    )
+    _call(
+        f"logp_gradient_{NAMES[probs.dtype]}",
+        probs.data_ptr(), *probs.shape, targets.data_ptr(), scales.data_ptr(), _threads(probs.numel()),
+    )  # fmt: skip
 
 
 @cache
@@ -270,7 +277,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
     for first in range(0, columns, some):  # of a vocabulary: its panels would take as much memory as its logits
         part = out[first : first + some]
-        library.weight_gradient(
+        _call(
+            "weight_gradient",
             grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part), depth,
             _threads(rows * len(part) * depth),
         )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import NAMES, _call, _dense_last, _library, _threads
+from grpo_bench.kernels import NAMES, _call, _dense_last, _threads
 
 NORM_ROWS = 128  # whose gradients of a norm's weights are summed before the blocks' are
 
@@ -39,12 +39,8 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
     _call(
         f"gate_{NAMES[gate.dtype]}",
-        gate.data_ptr(),
-        up.data_ptr(),
-        out.data_ptr(),
-        gate.numel(),
-        _threads(gate.numel()),
-    )
+        gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), _threads(gate.numel()),
+    )  # fmt: skip
     return out
 
 
@@ -53,7 +49,8 @@ def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tenso
     assert gate.shape == up.shape == grad.shape
     gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-    getattr(_library(), f"gate_gradient_{NAMES[gate.dtype]}")(
+    _call(
+        f"gate_gradient_{NAMES[gate.dtype]}",
         gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(), gate.numel(),
         _threads(gate.numel()),
     )  # fmt: skip
@@ -70,9 +67,10 @@ def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype
     x, weight = x.contiguous(), weight.contiguous()
     assert weight.shape == x.shape[-1:]
     made, width = torch.empty_like(x, dtype=out), x.shape[-1]
-    getattr(_library(), f"normed_{NAMES[x.dtype]}_{NAMES[out]}")(
-        x.data_ptr(), weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel())
-    )
+    _call(
+        f"normed_{NAMES[x.dtype]}_{NAMES[out]}",
+        x.data_ptr(), weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel()),
+    )  # fmt: skip
     return made
 
 
@@ -84,7 +82,8 @@ def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: fl
     rows = x.numel() // width
     of_x = torch.empty_like(x)
     sums = torch.empty(-(-rows // NORM_ROWS), width, dtype=torch.float32)
-    getattr(_library(), f"norm_gradient_{NAMES[x.dtype]}_{NAMES[grad.dtype]}")(
+    _call(
+        f"norm_gradient_{NAMES[x.dtype]}_{NAMES[grad.dtype]}",
         x.data_ptr(), weight.data_ptr(), grad.data_ptr(), of_x.data_ptr(), sums.data_ptr(), rows, width, eps, shift,
         NORM_ROWS, _threads(x.numel()),
     )  # fmt: skip

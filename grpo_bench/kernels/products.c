@@ -41,8 +41,8 @@ static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
 }
 
 /* (columns, depth) fp32 or bfloat16 -> tiles: [columns / 32][depth / 32][2 tiles][16 pairs of depth][16 columns][2] */
-#define PACK(type, row_of)                                                                                             \
-  (const type *w, int64_t columns, int64_t depth, uint16_t *packed, int threads) {                                     \
+#define PACK(type, name, row_of)                                                                                       \
+  void name(const type *w, int64_t columns, int64_t depth, uint16_t *packed, int threads) {                            \
     const int64_t deep = up(depth, DEEP) / DEEP, tiles = up(columns, WIDE) / TILE;                                     \
     _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                                 \
     for (int64_t tile = 0; tile < tiles; tile++)                                                                       \
@@ -58,8 +58,8 @@ static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
         for (int c = 0; c < TILE; c++) _mm512_storeu_si512(to + c * DEEP, rows[c]);                                    \
       }                                                                                                                \
   }
-void pack_float32 PACK(float, row_float32)
-void pack_bfloat16 PACK(uint16_t, row_bfloat16)
+PACK(float, pack_float32, row_float32)
+PACK(uint16_t, pack_bfloat16, row_bfloat16)
 
 /* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
  * what lies behind them is the next block. */

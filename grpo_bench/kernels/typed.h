@@ -119,17 +119,20 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
     float *scores = scratch + thread() * QUERIES * most;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < N * K; item++) {
-      const int64_t n = item % N, kv = item / N; /* rows of a prompt follow each other: its keys stay in the cache */
+      const int64_t n = item % N, kv = item / N; /* rows of a prompt mostly follow each other: its keys stay
+                                                         * in the processor's cache */
       const int64_t prompt = sizes[n], own = counts[n], all = prompt + own;
       T *keys = own_k + (n * K + kv) * length * d, *values = own_v + (n * K + kv) * length * d;
       memcpy(keys + (own - 1) * d, k + kv * k_head + n * k_row, d * sizeof(T));
       memcpy(values + (own - 1) * d, v + kv * v_head + n * v_row, d * sizeof(T));
       const T *shared_k = prompt_k + (places[n] * K + kv) * width * d;
       const T *shared_v = prompt_v + (places[n] * K + kv) * width * d;
-      /* The next own keys and values: short runs far apart, which the processor does not foresee. */
-      const int64_t next = item + 1 < N * K ? item + 1 : item, start = (next % N * K + next / N) * length * d;
+      /* The next own keys and values that are seen: short runs far apart, which the processor does not foresee. */
+      const int64_t next = item + 1 < N * K ? item + 1 : item, row = next % N, past = sizes[row] + counts[row] - window;
+      const int64_t unseen = window > 0 && past > sizes[row] ? past - sizes[row] : 0;
+      const int64_t start = ((row * K + next / N) * length + unseen) * d;
       ahead to_come = {{(const char *)(own_k + start), (const char *)(own_v + start)}, 0};
-      to_come.lines = (counts[next % N] * d * (int64_t)sizeof(T) + 63) / 64;
+      to_come.lines = ((counts[row] - unseen) * d * (int64_t)sizeof(T) + 63) / 64;
       const int64_t first = window > 0 && all > window ? all - window : 0; /* the new token sees from here */
       const int64_t from = first < prompt ? first : prompt, own_from = first > prompt ? first - prompt : 0;
       for (int64_t r = 0; r < R; r += QUERIES) {
@@ -139,8 +142,8 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
         T *result = out + (n * H + head) * d;
 #define LOOK(count, size)                                                                                              \
   NAME(look)(query, q_head, count, shared_k + from * d, shared_v + from * d, prompt - from, keys + own_from * d,       \
-             values + own_from * d, own - own_from, size, scaling, softcap, scores, most, result, \
-             &to_come)
+             values + own_from * d, own - own_from, size, scaling, softcap, scores, most, result,         \
+       &to_come)
 #define LOOK_AT(size) /* QUERIES of them */                                                                            \
   if (queries == 1) LOOK(1, size);                                                                                     \
   else if (queries == 2) LOOK(2, size);                                                                                \

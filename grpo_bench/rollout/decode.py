@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward of prompts
 LEAVE_SHARE = 8  # rows that ended stay, computed in vain, until they are one in so many
-PLAIN_STEPS = (
-    8  # alike, before one is recorded: that takes as long as some ten played ones save, and rows may change soon
-)
+PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some ten played steps save
 WIDTH_STEP, REACH_STEP = 64, 128  # static shapes read so many columns more at a time
 
 
@@ -55,9 +53,9 @@ class Decoder:
         """Room for ``rows`` of ``total`` completions and ``prompts`` prompts of at most ``width`` tokens at once."""
         device, length = policy.device, sampling.max_new_tokens
         self.policy, self.sampling, self.static = policy, sampling, static
-        self.captured: CapturedSteps | None = CapturedSteps(self) if static and device.type == "cuda" else None
+        self.captured: CapturedSteps | None = CapturedSteps() if static and device.type == "cuda" else None
         self.taped: TapedSteps | None = TapedSteps() if device.type == "cpu" else None
-        self.sized = True  # the latest logits depend on more than the number of rows
+        self.sized = True  # the latest logits were computed at the shape's width and reach
         width = -(-width // WIDTH_STEP) * WIDTH_STEP if static else width
         self.cache = SharedPrefixCache(prompts, width, rows, length)
         self.columns = length + 1  # a row that ended goes on writing behind its end
@@ -252,7 +250,7 @@ class Decoder:
         if self.captured is None:
             self.step(shape)
         else:
-            self.captured(shape)
+            self.captured(self, shape)
         self.now += 1
 
     def _choose(self, logits: Tensor, part: slice) -> None:
@@ -270,16 +268,18 @@ class Decoder:
 
 
 class TapedSteps:
-    """The logits of a decoder's steps on a processor: of many steps with the same rows, all but the first are played.
+    """The logits of a decoder's steps on a processor: of many alike, one is recorded and those behind it are played.
 
-    What is recorded holds while the rows held and their order in the cache stay, and only where the compiled attention
-    is used, which reads sizes from tensors; so it ends when a row enters or leaves.
+    Alike are steps of as many rows with as many members to a prompt: all else is read from tensors. Only the compiled
+    attention does that. The first that is played is also computed: a model with operations that no recording sees
+    (values read into Python, code that is not torch's) is found there, and computed step by step from then on.
     """
 
     def __init__(self) -> None:
         self._like: tuple[int, int, bool] | None = None
         self._steps = 0  # alike so far
         self._tape: Tape | None = None
+        self._allowed, self._proven = True, False
 
     def forget(self) -> None:
         self._like, self._steps, self._tape = None, 0, None
@@ -291,13 +291,30 @@ class TapedSteps:
             self._like, self._steps, self._tape = like, 0, None
         self._steps += 1
         if self._tape is not None:
-            return self._tape.play()
-        if self._steps != PLAIN_STEPS or decoder.sized:
+            return self._tape.play() if self._proven else self._prove(self._tape, decoder, shape)
+        if self._allowed and self._steps == PLAIN_STEPS and not decoder.sized:
+            return self._record(decoder, shape)
+        return decoder.logits(shape)
+
+    def _record(self, decoder: Decoder, shape: Shape) -> Tensor:
+        try:
+            tape = Tape(lambda: decoder.logits(shape))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # what no recording can hold
+            self._allowed = False
             return decoder.logits(shape)
-        tape = Tape(lambda: decoder.logits(shape))
-        if tape.refused is None and not decoder.sized:
-            self._tape = tape
+        self._allowed = tape.refused is None and not decoder.sized
+        self._tape = tape if self._allowed else None
         return tape.result
+
+    def _prove(self, tape: Tape, decoder: Decoder, shape: Shape) -> Tensor:
+        played = tape.play().clone()
+        logits = decoder.logits(shape)  # writes the same keys and values once more
+        self._proven = self._allowed = torch.equal(played, logits)
+        if not self._proven:
+            self._tape = None
+        return logits
 
 
 def _fill(keep: list[bool]) -> tuple[list[int], list[int]]:

@@ -21,19 +21,17 @@ class CapturedSteps:
     model's parameters are changed in place only.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self) -> None:
         self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None  # one for all: only one of the graphs runs at a time
 
-    def __call__(self, shape: Shape) -> None:
-        """Do the decoder's step of this shape."""
+    def __call__(self, decoder: Decoder, shape: Shape) -> None:
+        """Do the step of this shape of ``decoder``, always the same one."""
         if shape not in self._graphs:
-            self._graphs[shape] = self._capture(shape)
+            self._graphs[shape] = self._capture(decoder, shape)
         self._graphs[shape].replay()
 
-    def _capture(self, shape: Shape) -> torch.cuda.CUDAGraph:
-        decoder = self.decoder
+    def _capture(self, decoder: Decoder, shape: Shape) -> torch.cuda.CUDAGraph:
         moved = (decoder.tokens, decoder.counts, decoder.running)
         before = [x.clone() for x in moved]
         side = torch.cuda.Stream()

@@ -27,6 +27,7 @@ _OF_VALUES = (
     torch.Tag.data_dependent_output,  # what follows may depend on it
     torch.Tag.dynamic_output_shape,
     torch.Tag.nondeterministic_seeded,
+    torch.Tag.inplace_view,  # would change a tensor's shape once more each time
 )
 ALIGNMENT = 64
 
@@ -77,9 +78,7 @@ class _Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func.is_view and isinstance(made, Tensor):  # the same place next time
-            if not self.places.holds(made):
-                self.kept.append(made)
+        if self.refused is not None:
             return made
         if func.overloadpacket in _EMPTY:
             return self.places.like(made)
@@ -88,16 +87,22 @@ class _Recording(TorchDispatchMode):
         outs = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, (list, tuple)) else []
         if not given and not outs:  # of types and numbers: the same next time
             return made
-        if any(tag in func.tags for tag in _OF_VALUES) or not (outs and all(isinstance(x, Tensor) for x in outs)):
-            self.refused = self.refused or str(func)
-            return made
-        if func._schema.is_mutable:
-            self.calls.append((func, args, kwargs))
-            return made
         storages = {x.untyped_storage().data_ptr() for x in given}
-        if all(x.untyped_storage().data_ptr() in storages for x in outs):  # views that are not called so
+        looks = [isinstance(x, Tensor) and x.untyped_storage().data_ptr() in storages for x in outs]
+        if not outs or not all(isinstance(x, Tensor) for x in outs) or any(tag in func.tags for tag in _OF_VALUES):
+            self.refused = str(func)
+        elif func._schema.is_mutable:
+            self.calls.append((func, args, kwargs))
+            if not all(looks):  # it also makes something new
+                self.refused = str(func)
+        elif all(looks):  # the same places next time
             self.kept += [x for x in outs if not self.places.holds(x)]
-            return made
+        else:
+            return self._made(func, made, outs, args, kwargs)
+        return made
+
+    def _made(self, func: Any, made: Any, outs: list[Tensor], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """What an operation made, moved to places that it is written to again."""
         kept = [self.places.like(x).copy_(x) for x in outs]
         into = [self.places.place(x) for x in kept]
         if func.overloadpacket in _COPIES:

@@ -70,6 +70,8 @@ def _pack_linears(model: nn.Module) -> list[PackedLinear]:
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
             found.append(module)
+    if not found:  # nothing is compiled where nothing is multiplied here
+        return found
     for linear, room in zip(found, kernels.packed_room([linear.weight for linear in found]), strict=True):
         linear.packed = room
         linear.pack()
