@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_clock_splits_steps_into_phases(monkeypatch: pytest.MonkeyPatch) -> No
     ticks = iter([0.0, 0.0, 10.0, 11.0, 14.0, 20.0])
     monkeypatch.setattr(child.time, "perf_counter", lambda: next(ticks))
     meter = FakeMeter()
-    clock = Clock(meter, warmup=1)
+    clock = Clock(meter, Spec("native", "float32", warmup=1))
     clock.begin()
     clock.end(samples=1)  # warms up
     assert (clock.steps, meter.forgotten) == ([], 1)
@@ -276,6 +277,77 @@ def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     grandchild = int((tmp_path / "grandchild").read_text())
     state = Path(f"/proc/{grandchild}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+TURNS = """
+import json, os, signal, sys, time
+place = sys.argv[-1]
+spec = json.load(open(place))
+for step in range(3):
+    if spec["turns"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if spec["contender"] == "broken" and step == 1:
+        sys.exit("ValueError: it broke")
+    with open(os.path.dirname(place) + "/order", "a") as file:
+        print(spec["contender"], "begins", file=file, flush=True)
+        time.sleep(0.05)
+        print(spec["contender"], "ends", file=file, flush=True)
+json.dump({"name": spec["contender"]}, open(place[:-5] + ".out.json", "w"))
+"""
+
+
+@pytest.fixture
+def turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Children that write down when their steps begin and end."""
+    script = tmp_path / "turns.py"
+    script.write_text(TURNS)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    runner = Runner(tmp_path)
+    monkeypatch.setattr(runner, "python", lambda contender: str(python))
+    return runner
+
+
+def test_children_together_take_one_step_each_in_turns(turns: Runner, tmp_path: Path) -> None:
+    specs = [Spec(name, "float32") for name in ("a", "broken", "c")]
+    first, second, third = turns.together(specs, 60.0)
+    assert (first, third) == ({"name": "a"}, {"name": "c"})
+    assert isinstance(second, Failed)
+    assert "it broke" in str(second)
+    order = (tmp_path / "order").read_text().split()
+    steps = [("a", "broken", "c"), ("a", "c"), ("a", "c")]
+    assert order == [word for step in steps for name in step for word in (name, "begins", name, "ends")]
+
+
+def test_children_together_are_all_ended_at_the_limit(turns: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    start = turns._start
+
+    def remembered(*args: Any) -> Any:
+        begun.append((child := start(*args)).process.pid)
+        return child
+
+    monkeypatch.setattr(turns, "_start", remembered)
+    out = turns.together([Spec("a", "float32"), Spec("c", "float32")], 0.0)
+    assert all(isinstance(x, Failed) and "did not end within" in str(x) for x in out)
+    assert len(begun) == 2
+    for pid in begun:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_contenders_take_steps_in_turns_for_real(tmp_path: Path) -> None:
+    words = [
+        "contenders=native,ppo", "turns=steps", "repetitions=1", "steps=2", "prompts=2", "group_size=2", "tokens=3",
+        f"out={tmp_path / 'out'}", "machine=here", *TINY,
+    ]  # fmt: skip
+    given = cli.arguments(words)
+    text, _ = cli.run(given, cli.check(given), Runner(tmp_path), words)
+    visits = [row for row in summary.read(tmp_path / "out" / summary.MEASUREMENTS) if row["kind"] == "visit"]
+    assert [(row["contender"], len(row["steps"])) for row in visits] == [("native", 2), ("ppo", 2)]
+    assert "one step each in turns" in text
+    assert "contenders in turns" not in text
 
 
 class InProcess(Runner):

@@ -44,6 +44,13 @@ class Spec:
     modules: list[str] = field(default_factory=list)
     folder: str = ""  # for what a contender passes to another
     curves: dict[str, Any] = field(default_factory=dict)
+    turns: bool = False  # stops itself before each step, until it is its turn
+
+
+def wait_for_turn(spec: Spec) -> None:
+    """Stop this process until the one that started it lets it go on; others have their steps meanwhile."""
+    if spec.turns:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class Clock:
@@ -52,8 +59,8 @@ class Clock:
     ``step`` is called when a step ends; the first ``warmup`` steps are not kept, and memory counts from their end.
     """
 
-    def __init__(self, meter: Any, warmup: int) -> None:
-        self.meter, self.warmup = meter, warmup
+    def __init__(self, meter: Any, spec: Spec) -> None:
+        self.meter, self.spec, self.warmup = meter, spec, spec.warmup
         self.steps: list[dict[str, Any]] = []
         self.seen = 0
         self._phases: dict[str, float] = defaultdict(float)
@@ -61,7 +68,8 @@ class Clock:
         self._start = time.perf_counter()
 
     def begin(self) -> None:
-        """A step starts now."""
+        """A step starts, when it is its turn."""
+        wait_for_turn(self.spec)
         self._phases.clear()
         self._start = time.perf_counter()
 

@@ -36,6 +36,8 @@ contenders=A,B      native, hf, ppo, ppo-shared; trl, trl-pure (bfloat16 weights
                     decode-native, decode-hf, decode-continuous; TRL's take +checkpointing, +accumulationN, +continuous
 dtype=A,B           float32, bfloat16
 repetitions=N steps=N seconds=N     visits of each contender, measured steps of a visit, limit of the whole
+turns=steps         contenders stay in memory together and take one step each in turns: what a machine of changing
+                    speed needs; turns=visits (default) one after the other
 prompts=N group_size=N tokens=N prompt_tokens=N      another shape of a step
 curves=A,B          group, prompt, completion, batch, size, or all; scale=N makes them larger
 trl_ppo_python=FILE an interpreter that has TRL 1.10 (the last with a PPO trainer)
@@ -97,6 +99,8 @@ def arguments(words: list[str]) -> Arguments:
     for key, name in LISTS.items():
         if key in given:
             changes[name] = tuple(word for word in given.pop(key).split(",") if word)
+    if "turns" in given:
+        changes["turns"] = given.pop("turns")
     if "seconds" in given:
         changes["seconds"] = float(_number("seconds", given.pop("seconds")))
     out = Arguments(workloads.choose(given.pop("workload", "tiny"), changes))

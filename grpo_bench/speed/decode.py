@@ -71,7 +71,7 @@ def _continuous(spec: Spec) -> tuple[Sample, Any, Any, Meter]:
 
 def _measure(spec: Spec, sample: Sample, task: Any, tokenizer: Any, meter: Meter) -> dict[str, Any]:
     """Time ``sample`` on each step's prompts; RuntimeError when it made other lengths than were asked for."""
-    clock, rows = Clock(meter, spec.warmup), spec.prompts * spec.group_size
+    clock, rows = Clock(meter, spec), spec.prompts * spec.group_size
     for number in range(spec.warmup + spec.steps):
         problems = [task.train_problem(number * spec.prompts + i) for i in range(spec.prompts)]
         prompts = task.prompt_ids(problems, tokenizer)

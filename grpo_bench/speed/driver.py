@@ -23,6 +23,7 @@ from grpo_bench.types import UserError
 
 GRACE_SECONDS = 5.0  # for a child to end by itself before it is killed
 DEADLINE = 3600.0  # seconds of one visit
+POLL_SECONDS = 0.01
 MARGIN = 1.15  # a visit may take so many times its last one
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -73,26 +74,92 @@ class Runner:
 
     def visit(self, spec: Spec, limit: float = DEADLINE, python: str | None = None) -> dict[str, Any]:
         """One child's result. ``Failed`` with its last line when it ends without one or takes more than ``limit`` s."""
+        child = self._start(spec, python)
+        try:
+            while child.advance(time.monotonic() + limit):
+                pass
+            return child.result()
+        finally:
+            child.end()
+
+    def together(self, specs: list[Spec], limit: float = DEADLINE) -> list[dict[str, Any] | Failed]:
+        """The results of children that are in memory together and take one step each in turns; one runs at a time."""
+        deadline, children = time.monotonic() + limit, list[Child]()
+        out: dict[Child, dict[str, Any] | Failed] = {}
+
+        def go_on(child: Child) -> None:
+            try:
+                if not child.advance(deadline):
+                    out[child] = child.result()
+            except Failed as e:
+                out[child] = e
+            if child in out:
+                child.end()
+
+        try:
+            for spec in specs:
+                children.append(self._start(replace(spec, turns=True)))
+                go_on(children[-1])
+            while waiting := [child for child in children if child not in out]:
+                for child in waiting:
+                    go_on(child)
+        finally:
+            for child in children:
+                child.end()
+        return [out[child] for child in children]
+
+    def _start(self, spec: Spec, python: str | None = None) -> Child:
         self._count += 1
         place = self.folder / f"{self._count}.json"
         place.write_text(json.dumps(asdict(spec)), encoding="utf-8")
-        log = place.with_suffix(".log")
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                [python or self.python(spec.contender), "-m", "grpo_bench.speed.child", str(place)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec),
+        return Child(place, python or self.python(spec.contender), _environment(spec))
+
+
+class Child:
+    """A contender's process, which may stop itself to wait for its turn."""
+
+    def __init__(self, place: Path, python: str, environment: dict[str, str]) -> None:
+        """``place``: its specification."""
+        self.place, self.log, self.begun = place, place.with_suffix(".log"), time.monotonic()
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [python, "-m", "grpo_bench.speed.child", str(place)],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-            try:
-                code = child.wait(timeout=limit)
-            except subprocess.TimeoutExpired:
-                raise Failed(f"did not end within {limit:.0f} s") from None
-            finally:
-                _end(child)
-        out = place.with_suffix(".out.json")
+
+    def advance(self, deadline: float) -> bool:
+        """Let it run: True when it waits for its next turn, False when it has ended; ``Failed`` at the deadline."""
+        os.kill(self.process.pid, signal.SIGCONT)
+        while True:
+            pid, status = os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG)
+            if pid and os.WIFSTOPPED(status):
+                return True
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)  # Popen did not wait for it itself
+                return False
+            if time.monotonic() > deadline:
+                raise Failed(f"did not end within {deadline - self.begun:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    def result(self) -> dict[str, Any]:
+        """What it wrote; ``Failed`` with its last line where it did not."""
+        out, code = self.place.with_suffix(".out.json"), self.process.returncode
         if code != 0 or not out.is_file():
-            raise Failed(_reason(log.read_text(errors="replace"), code))
-        return json.loads(out.read_text(encoding="utf-8"))
+            raise Failed(_reason(self.log.read_text(errors="replace"), code))
+        made: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return made
+
+    def end(self) -> None:
+        """End it, and whatever it started: a session of its own makes them one group."""
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _environment(spec: Spec) -> dict[str, str]:
@@ -104,17 +171,6 @@ def _environment(spec: Spec) -> dict[str, str]:
     defaults |= PROCESS_DEFAULTS | ALLOCATOR  # as this project's runs have it, and the same for every contender
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     return {**defaults, **os.environ, **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """The child, and whatever it started: a session of its own makes them one group."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(timeout=GRACE_SECONDS)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _reason(log: str, code: int) -> str:
@@ -143,36 +199,68 @@ def measure(workload: Workload, spec: Spec, runner: Runner, say: Say) -> Iterato
             say(f"repetition {repetition + 1} of {workload.repetitions}: machine {_rates(result)}")
         except Failed as e:
             yield {"kind": "failed", "contender": "machine", "dtype": "", "reason": str(e)}
-        for entry in list(running):
-            need = MARGIN * took.get(entry, 0.0)
+        for several in [list(running)] if workload.turns == "steps" else [[entry] for entry in running]:
+            need = MARGIN * sum(took.get(entry, 0.0) for entry in several)
             if remaining() < max(need, 1.0):
-                say(f"{entry}: left out, {remaining():.0f} s are left of {left:.0f}")
+                say(f"{', '.join(map(str, several))}: left out, {remaining():.0f} s are left of {left:.0f}")
                 continue
             start = time.monotonic()
-            one = replace(
-                spec, contender=entry.contender, options=entry.options, dtype=entry.dtype,
-                floors=entry.contender == "native",
-            )  # fmt: skip
-            try:
-                if missing := _missing(entry, runner):
-                    raise Failed(missing)
-                if entry.contender == "trl-ppo" and entry not in took:
-                    runner.visit(replace(one, contender="prepare"))
-                result = runner.visit(one, min(DEADLINE, remaining()))
-                if entry not in idle:
-                    idle[entry] = _idle(runner, one, result)
-            except Failed as e:
-                running.remove(entry)
-                say(f"{entry}: {e}")
-                yield {"kind": "failed", "contender": entry.name, "dtype": entry.dtype, "reason": str(e)}
-                continue
-            took[entry] = time.monotonic() - start
-            row = {
-                "kind": "visit", "contender": entry.name, "dtype": entry.dtype, "repetition": repetition,
-                "idle_bytes": idle[entry], "visit_s": took[entry], **_public(result),
-            }  # fmt: skip
-            say(f"{entry}: {_shown(row)}")
-            yield row
+            outcomes = _outcomes(
+                several, spec, runner, remaining(), prepare=any(entry not in took for entry in several)
+            )
+            for entry, one, outcome in outcomes:
+                if not isinstance(outcome, Failed) and entry not in idle:
+                    try:
+                        idle[entry] = _idle(runner, one, outcome)
+                    except Failed as e:
+                        outcome = e
+                if isinstance(outcome, Failed):
+                    running.remove(entry)
+                    say(f"{entry}: {outcome}")
+                    yield {"kind": "failed", "contender": entry.name, "dtype": entry.dtype, "reason": str(outcome)}
+                    continue
+                took[entry] = (time.monotonic() - start) / len(several)
+                row = {
+                    "kind": "visit", "contender": entry.name, "dtype": entry.dtype, "repetition": repetition,
+                    "idle_bytes": idle[entry], "visit_s": took[entry], **_public(outcome),
+                }  # fmt: skip
+                say(f"{entry}: {_shown(row)}")
+                yield row
+
+
+def _outcomes(
+    several: list[Entry], spec: Spec, runner: Runner, limit: float, prepare: bool
+) -> list[tuple[Entry, Spec, dict[str, Any] | Failed]]:
+    """What came of a visit of one contender, or of several that take steps in turns."""
+    specs: dict[Entry, Spec] = {}
+    out: dict[Entry, dict[str, Any] | Failed] = {}
+    for entry in several:
+        specs[entry] = replace(
+            spec,
+            contender=entry.contender,
+            options=entry.options,
+            dtype=entry.dtype,
+            floors=entry.contender == "native",
+        )
+        try:
+            if missing := _missing(entry, runner):
+                raise Failed(missing)
+            if entry.contender == "trl-ppo" and prepare:
+                runner.visit(replace(specs[entry], contender="prepare"))
+        except Failed as e:
+            out[entry] = e
+    asked = [entry for entry in several if entry not in out]
+    limit = min(DEADLINE, limit)
+    if len(several) > 1:
+        out |= zip(asked, runner.together([specs[entry] for entry in asked], limit), strict=True)
+    for entry in asked:
+        if entry in out:
+            continue
+        try:
+            out[entry] = runner.visit(specs[entry], limit)
+        except Failed as e:
+            out[entry] = e
+    return [(entry, specs[entry], out[entry]) for entry in several]
 
 
 def _missing(entry: Entry, runner: Runner) -> str:

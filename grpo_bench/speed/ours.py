@@ -18,7 +18,7 @@ from grpo_bench.policy.network import LOGIT_ELEMENTS
 from grpo_bench.rollout import Noise, Sampling, make_engine
 from grpo_bench.run import one_step
 from grpo_bench.speed import products
-from grpo_bench.speed.child import PHASES, Spec
+from grpo_bench.speed.child import PHASES, Spec, wait_for_turn
 from grpo_bench.speed.machine import wait
 from grpo_bench.state import Parts, State
 from grpo_bench.tasks import Task, load_task
@@ -110,6 +110,7 @@ def run(spec: Spec) -> dict[str, Any]:
             meter.forget_peak()
         state.step += 1
         before = replace(state)
+        wait_for_turn(spec)
         wait(meter.device)
         start = time.perf_counter()
         experience, _, _ = one_step(parts, state, 0.0)

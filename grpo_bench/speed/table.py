@@ -67,7 +67,7 @@ def render(heading: dict[str, Any], summary: dict[str, Any], figures: list[str])
     w, made = heading["workload"], heading["provenance"]
     parts = [f"# Speed: {w['title']}", "\n".join(f"- {line}" for line in _facts(heading, summary))]
     if summary["contenders"]:
-        parts += ["## A whole step", _steps(summary), _STEP_NOTE, _states(summary)]
+        parts += ["## A whole step", _steps(summary), _note(heading), _states(summary)]
     if summary["against_peers"]:
         parts += ["## Beside the peers", _peers(summary)]
     if summary["floors"]:
@@ -127,9 +127,15 @@ def _steps(summary: dict[str, Any]) -> str:
     return _table(head, rows)
 
 
+def _note(heading: dict[str, Any]) -> str:
+    if heading["workload"].get("turns") != "steps":
+        return _STEP_NOTE.format("contenders in turns")
+    return _STEP_NOTE.format("contenders in memory together, one step each in turns, one running at a time")
+
+
 _STEP_NOTE = (
-    "Seconds: median [lowest, highest] over all measured steps, each repetition in a process of its own, contenders in "
-    "turns; phases are medians (a peer's are where its own functions allow to tell them apart, the rest is update). "
+    "Seconds: median [lowest, highest] over all measured steps, each repetition in a process of its own, {}; phases "
+    "are medians (a peer's are where its own functions allow to tell them apart, the rest is update). "
     "Memory: peak of the measured steps above a process that has only imported the same modules. MFU: FLOPs of the "
     "work itself (a prompt once per group, logits at sampled tokens) over time and measured matrix rate."
 )

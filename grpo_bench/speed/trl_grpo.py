@@ -48,7 +48,7 @@ def run(spec: Spec) -> dict[str, Any]:
     def reward(completions: list[str], **_: Any) -> list[float]:
         return [reward_of(row, spec.group_size) for row in range(len(completions))]
 
-    clock = Clock(Meter(device), spec.warmup)
+    clock = Clock(Meter(device), spec)
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

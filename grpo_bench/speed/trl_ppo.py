@@ -64,7 +64,7 @@ def run(spec: Spec) -> dict[str, Any]:
     prompts = json.loads((Path(spec.folder) / PROMPTS).read_text(encoding="utf-8"))
     rows, steps = spec.prompts * spec.group_size, spec.warmup + spec.steps
     repeated = [ids for ids in prompts for _ in range(spec.group_size)]
-    clock = Clock(Meter(device), spec.warmup)
+    clock = Clock(Meter(device), spec)
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from grpo_bench.types import UserError
 
 DTYPES = ("float32", "bfloat16")
+TURNS = ("visits", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Workload:
     repetitions: int = 3
     steps: int = 2  # measured ones of each process, after one that warms it up
     seconds: float | None = None  # no repetition starts that would not end within
+    turns: str = "visits"  # or "steps": all contenders stay in memory and take one step each in turns
 
     @property
     def rows(self) -> int:
@@ -101,6 +103,8 @@ def choose(name: str, changes: dict[str, Any]) -> Workload:
             value is not None and value < 1
         ):
             raise UserError(f"{number.name}={value}: should be at least 1")
+    if workload.turns not in TURNS:
+        raise UserError(f"turns={workload.turns} is not known; choose from {', '.join(TURNS)}")
     if bad := [dtype for dtype in workload.dtypes if dtype not in DTYPES]:
         raise UserError(f"dtype={','.join(bad)} is not known; choose from {', '.join(DTYPES)}")
     return workload
