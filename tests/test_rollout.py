@@ -330,8 +330,8 @@ def test_engines_stop_at_the_same_token(length: int) -> None:
 def test_batches_are_sized_by_the_cache_and_repeat_on_resume() -> None:
     policy = model()
     # a row's cache is 2 tensors · 2 layers · 1 head · 8 wide · 4 bytes · 100 positions = 12,800 bytes, and choosing its
-    # token takes 512 words · 28 bytes = 14,336: of 2 GiB, 2^31 / 27,136 = 79,137
-    assert NativeEngine(None).rows_at_once(policy, 100) == 79_137
+    # token takes 512 words · 34 bytes = 17,408: of 2 GiB, 2^31 / 30,208 = 71,089
+    assert NativeEngine(None).rows_at_once(policy, 100) == 71_089
     assert NativeEngine(6).rows_at_once(policy, 100) == 6
 
 
