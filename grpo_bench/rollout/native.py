@@ -26,9 +26,7 @@ from grpo_bench.types import Rollouts
 
 CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what choosing tokens works on
 CACHE_BYTES = 2 * 2**30  # the same on a CPU
-CHOICE_BYTES = (
-    34  # per logit in choosing: logits twice and weights, with top_p also sorted, with indices and sums; a tape's
-)
+CHOICE_BYTES = 34  # per logit in choosing: logits twice, a tape's, weights; with top_p also sorted, indices and sums
 ENTER_SHARE = 4  # rows that wait enter when one in so many places is free: prompts are cheaper together
 STOP_EVERY = 8  # steps between looks for a stop string
 LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between looks for rows that ended: a GPU must be waited for
