@@ -24,7 +24,6 @@ from torch import Tensor
 from grpo_bench.kernels import build
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-QUERIES = 4  # as in kernels.c: heads whose scores take room at once
 TILES = 32  # rows and depth of a block in products.c
 COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
@@ -58,6 +57,7 @@ def _library() -> ctypes.CDLL | None:
     for names in ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16"):
         getattr(library, f"normed_{names}").argtypes = [p, p, p, i, i, f, f, c]
         getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
+    library.scores_room.argtypes, library.scores_room.restype = [i], i
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
@@ -141,7 +141,8 @@ def decode_attention(
     out = query.new_empty(1, rows, heads, width)
     most = own[0].shape[2] + prompts[0].shape[2]
     threads = _threads(rows * heads * width * most)
-    scratch = torch.empty(threads, QUERIES, most, dtype=torch.float32)
+    library: Any = _library()
+    scratch = torch.empty(threads, library.scores_room(most), dtype=torch.float32)
     _call(
         f"decode_attention_{NAMES[query.dtype]}",
         query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
@@ -190,8 +191,8 @@ def multiplies(weight: Tensor) -> bool:
 def packed_room(weights: list[Tensor]) -> list[Tensor]:
     """Room for ``pack`` of each of these (n,k) weights, one behind the other in one place.
 
-    The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of a step
-    (measured).
+    The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of the
+    products' time (measured).
     """
     library: Any = _library()
     sizes = [library.packed_size(*weight.shape) for weight in weights]
@@ -204,9 +205,7 @@ def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
     weight = weight.contiguous()
     packed = packed_room([weight])[0] if room is None else room
     assert packed.numel() == library.packed_size(*weight.shape)
-    getattr(library, f"pack_{NAMES[weight.dtype]}")(
-        weight.data_ptr(), *weight.shape, packed.data_ptr(), _threads(weight.numel())
-    )
+    _call(f"pack_{NAMES[weight.dtype]}", weight.data_ptr(), *weight.shape, packed.data_ptr(), _threads(weight.numel()))
     return packed
 
 

@@ -139,6 +139,9 @@ static inline wide4 across_4(const wide *x) {
   return q[0] + q[1];
 }
 
+/* Floats that a thread of decode_attention needs where a row sees ``most`` tokens. */
+int64_t scores_room(int64_t most) { return QUERIES * most; }
+
 #ifdef _OPENMP
 #include <omp.h>
 static inline int64_t thread(void) { return omp_get_thread_num(); }
