@@ -45,7 +45,7 @@ def decode(dtype: torch.dtype, heads: int, kv: int, width: int, window: int | No
     cells = places * 4 + torch.tensor([0, 0, 1, 0, 1, 2, 1])
     grid = torch.zeros(12, dtype=torch.long)
     grid[cells] = torch.arange(7)
-    plan = DecodePlan(cache, Shape(7, 3, 4, 11, 5, False), Where(counts, lengths[places], cells, grid))
+    plan = DecodePlan(cache, Shape(7, 3, 4, 11, 5, False), Where(counts, lengths[places], places, cells, grid))
     out = plan.attend(0, query, key, value, 0.3, window, softcap)
     assert torch.equal(cache.layers[0].own_keys[1, :, 4], key[0, :, 1])  # row 1's fifth token of its own
     return out
@@ -226,7 +226,7 @@ def test_values_narrower_than_keys_go_through_torch():
     """As in models with latent attention: the kernel knows one width."""
     cache = SharedPrefixCache(1, 3, 2, 4)
     cache.put_prompts(0, 0, torch.randn(1, 2, 3, 12), torch.randn(1, 2, 3, 8))
-    where = Where(torch.tensor([1, 1]), torch.tensor([3, 3]), None, None)
+    where = Where(torch.tensor([1, 1]), torch.tensor([3, 3]), torch.tensor([0, 0]), None, None)
     plan = DecodePlan(cache, Shape(2, 1, 2, 3, 1, True), where)
     query, key, value = torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 8)
     assert plan.attend(0, query, key, value, 0.3).shape == (1, 2, 2, 8)

@@ -184,8 +184,13 @@ def test_a_copy_in_low_precision_follows_the_weights() -> None:
         assert torch.equal(ours, master.bfloat16())
 
 
-def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The update that follows has its memory; the next rollout samples from the weights as they are then."""
+@pytest.mark.parametrize("kept", [0, 2**26])
+def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """The update that follows has its memory; the next rollout samples from the weights as they are then.
+
+    A small model's is kept.
+    """
+    monkeypatch.setattr(native, "KEPT_BYTES", kept)
     policy, tok = model(double=False), tokenizer()
     engine = NativeEngine(None, torch.bfloat16)
     made: list[SamplingCopy] = []
@@ -195,9 +200,27 @@ def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch) ->
         for p in policy.model.parameters():
             p.mul_(1.5)
     second = engine.generate(policy, tok, PROMPTS, 2, SAMPLED, NOISE)
-    assert len(made) == 2
-    assert len(engine._copies) == 0
+    assert len(made) == (1 if kept else 2)
+    assert len(engine._copies) == len(engine._kept) == bool(kept)
     assert first != second
+    fresh = NativeEngine(None, torch.bfloat16)
+    assert second == fresh.generate(policy, tok, PROMPTS, 2, SAMPLED, NOISE)
+
+
+def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest stay; what one holds is counted with its model."""
+    policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
+    for members in (1, 2, 3, 2):
+        engine.generate(policy, tok, PROMPTS, members, SAMPLED, NOISE)
+    assert [decoder.cache.rows // len(PROMPTS) for decoder in engine._kept.values()] == [1, 3, 2]
+    weights = sum(p.nbytes for p in policy.model.parameters())
+    held = {d.cache.rows // len(PROMPTS): d.size_bytes() for d in engine._kept.values()}
+    monkeypatch.setattr(native, "KEPT_BYTES", held[1] + held[2] + 2 * weights)
+    engine.generate(policy, tok, PROMPTS, 1, SAMPLED, NOISE)
+    assert [decoder.cache.rows // len(PROMPTS) for decoder in engine._kept.values()] == [2, 1]
+    monkeypatch.setattr(native, "KEPT_BYTES", held[1] + weights - 1)
+    engine.generate(policy, tok, PROMPTS, 1, SAMPLED, NOISE)
+    assert not engine._kept
 
 
 def test_the_copy_gives_what_a_model_loaded_in_low_precision_gives() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, native
+from grpo_bench.rollout import Noise, Sampling, decode, native, taped
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.tape import Tape
 from grpo_bench.types import Rollouts
@@ -29,16 +29,22 @@ def rolled(
     plain: int,
     slots: int | None = None,
     static: bool = False,
+    kept: int = 0,
+    elsewhere: bool = False,
 ) -> tuple[list[Rollouts], list[Tape]]:
-    """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place."""
+    """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place.
+
+    ``kept``: bytes that it may keep between them. ``elsewhere``: weights come to lie in other places in between.
+    """
     made: list[Tape] = []
 
     def record(function: Any) -> Tape:
         made.append(Tape(function))
         return made[-1]
 
-    monkeypatch.setattr(decode, "PLAIN_STEPS", plain)
-    monkeypatch.setattr(decode, "Tape", record)
+    monkeypatch.setattr(taped, "PLAIN_STEPS", plain)
+    monkeypatch.setattr(taped, "Tape", record)
+    monkeypatch.setattr(native, "KEPT_BYTES", kept)
     engine, tok, out = NativeEngine(slots, dtype, static=static), tokenizer(), []
     policy = adapted() if kind == "lora" else model(kind, double=False)
     for step in range(3):
@@ -46,6 +52,8 @@ def rolled(
         with torch.no_grad():
             for p in policy.model.parameters():
                 p.mul_(1.1)
+                if elsewhere:
+                    p.data = p.data.clone()
     return out, made
 
 
@@ -77,6 +85,45 @@ def test_played_steps_give_the_same_tokens_and_log_probs(monkeypatch, kind, dtyp
 
 
 @needs_compiler
+@pytest.mark.parametrize("slots", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_steps_of_a_small_model_serve_the_next_rollouts(monkeypatch, dtype, slots) -> None:
+    want, _ = rolled(monkeypatch, "llama", dtype, 10**9, slots)
+    again, anew = rolled(monkeypatch, "llama", dtype, 2, slots)
+    played, made = rolled(monkeypatch, "llama", dtype, 2, slots, kept=2**26)
+    assert want == again == played
+    assert 0 < len(made) < len(anew)
+    monkeypatch.setattr(taped, "TAPE_BYTES", 0)  # of two sizes in turns each is recorded again
+    fewer, more = rolled(monkeypatch, "llama", dtype, 2, slots, kept=2**26)
+    assert fewer == want
+    assert len(more) > len(made)
+
+
+@needs_compiler
+def test_weights_that_moved_are_found_and_recorded_anew(monkeypatch) -> None:
+    want, _ = rolled(monkeypatch, "llama", torch.float32, 10**9, elsewhere=True)
+    played, made = rolled(monkeypatch, "llama", torch.float32, 2, kept=2**26, elsewhere=True)
+    assert played == want
+    assert len(made) > len(rolled(monkeypatch, "llama", torch.float32, 2, kept=2**26)[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 100, 128])
+def test_sizes_of_recorded_steps_are_few_and_hold_the_rows(rows) -> None:
+    policy = model(double=False)
+    decoder = decode.Decoder(policy, Sampling(1.0, 4), set(), rows, 1, 4, rows, False)
+    assert [decoder._size(n) for n in range(rows + 1)] == list(range(rows + 1))  # attention by torch
+    decoder.sized = False
+    sizes = [decoder._size(n) for n in range(1, rows + 1)]
+    assert all(n <= size <= max(1.5 * n, n + 1) for n, size in enumerate(sizes, 1))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == rows
+    assert len(set(sizes)) <= 3 * rows.bit_length()
+    if rows == 128:
+        assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_beyond_those_held_are_computed_in_vain(monkeypatch, dtype) -> None:
     """Static shapes: rows leave and enter under one recording."""
@@ -101,8 +148,9 @@ def stepped(monkeypatch: pytest.MonkeyPatch, play: Any) -> tuple[int, int]:
             count[1] += 1
             return super().play()
 
-    monkeypatch.setattr(decode, "PLAIN_STEPS", 2)
-    monkeypatch.setattr(decode, "Tape", Other)
+    monkeypatch.setattr(taped, "PLAIN_STEPS", 2)
+    monkeypatch.setattr(taped, "Tape", Other)
+    monkeypatch.setattr(native, "KEPT_BYTES", 0)
     engine, policy, tok = NativeEngine(None), model(double=False), tokenizer()
     assert engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0)) == want[0]
     return count[0], count[1]

@@ -102,18 +102,20 @@ static inline wide more_bfloat16(wide sum, const uint16_t *x, const uint16_t *y)
 }
 
 /* Keys and values that are looked at next, asked for a few lines at a time: many at once would hold up the loads of now. */
+enum { RUNS = 4 }; /* keys and values, a row's own and its prompt's */
 typedef struct {
-  const char *from[2];
-  int64_t lines; /* of each, not yet asked for */
+  const char *from[RUNS];
+  int64_t lines[RUNS], some; /* lines of each, not yet asked for, and how many of one run to ask for at a time */
+  int run;
 } ahead;
 
-static inline void fetch(ahead *to_come) {
-  if (to_come->lines <= 0) return;
-  for (int i = 0; i < 2; i++, to_come->lines--)
-    for (int n = 0; n < 2; n++) {
-      __builtin_prefetch(to_come->from[n]);
-      to_come->from[n] += 64;
-    }
+static inline void fetch(ahead *next) {
+  while (next->run < RUNS && next->lines[next->run] <= 0) next->run++;
+  if (next->run == RUNS) return;
+  const char *from = next->from[next->run];
+  for (int64_t n = 0; n < next->some; n++) __builtin_prefetch(from + n * 64);
+  next->from[next->run] += next->some * 64;
+  next->lines[next->run] -= next->some;
 }
 
 static inline wide8 halves(wide x) {

@@ -16,6 +16,10 @@ class LayerCache:
     own_keys: Tensor  # (rows,K,T,d)
     own_values: Tensor
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All four."""
+        return self.prompt_keys, self.prompt_values, self.own_keys, self.own_values
+
 
 class SharedPrefixCache:
     """Places for ``prompts`` prompts of at most ``width`` tokens and for ``rows`` completions of at most ``length``.

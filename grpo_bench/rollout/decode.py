@@ -14,14 +14,15 @@ from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.graph import CapturedSteps
 from grpo_bench.rollout.plans import DecodePlan, PrefillPlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
-from grpo_bench.rollout.tape import Tape
+from grpo_bench.rollout.taped import TapedSteps
 
 if TYPE_CHECKING:
     from grpo_bench.policy import Policy
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward of prompts
 LEAVE_SHARE = 8  # rows that ended stay, computed in vain, until they are one in so many
-PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some ten played steps save
+SIZES = 4  # where steps are recorded, rows are rounded up to a quarter of the next half, quarter, eighth of all
+PROMPT_STEP = 16  # room for prompts comes in so many tokens: the next rollout's fit into it more often
 WIDTH_STEP, REACH_STEP = 64, 128  # static shapes read so many columns more at a time
 
 
@@ -56,7 +57,8 @@ class Decoder:
         self.captured: CapturedSteps | None = CapturedSteps() if static and device.type == "cuda" else None
         self.taped: TapedSteps | None = TapedSteps() if device.type == "cpu" else None
         self.sized = True  # the latest logits were computed at the shape's width and reach
-        width = -(-width // WIDTH_STEP) * WIDTH_STEP if static else width
+        step = WIDTH_STEP if static else PROMPT_STEP
+        width = -(-width // step) * step
         self.cache = SharedPrefixCache(prompts, width, rows, length)
         self.columns = length + 1  # a row that ended goes on writing behind its end
         self.held: list[Held] = []
@@ -72,7 +74,7 @@ class Decoder:
 
         # of the rows held; those behind them write to a row ``total`` that nobody reads
         self.tokens, self.counts, self.prompt_lengths = whole(0), whole(1), whole(1)
-        self.limits, self.rows, self.cells = whole(1), whole(total), whole(0)
+        self.limits, self.rows, self.places, self.cells = whole(1), whole(total), whole(0), whole(0)
         self.running = torch.zeros(rows, dtype=torch.bool, device=device)
         # of all rows of the rollout
         self.out = torch.zeros(total + 1, self.columns, dtype=torch.long, device=device)
@@ -87,7 +89,7 @@ class Decoder:
         """Start a rollout: (total, tokens) uniform numbers, None when nothing is drawn."""
         self.held, self.prompts, self.lengths, self.now, self.alive = [], [], [], 0, 0
         if self.taped is not None:
-            self.taped.forget()
+            self.taped.begin(self.policy.model)
         self.running.zero_()
         self.rows.fill_(len(self.out) - 1)
         if uniforms is not None:
@@ -190,6 +192,7 @@ class Decoder:
         for h in self.held:
             cells.append((place[h.prompt], seen[place[h.prompt]]))
             seen[place[h.prompt]] += 1
+        self.places[: len(cells)] = self._index([prompt for prompt, _ in cells])
         self._members = members = max(seen, default=1) or 1
         if self.static:
             self._members = members = 1 << (members - 1).bit_length()
@@ -214,12 +217,28 @@ class Decoder:
         """Own tokens of the oldest row, the one that the next step writes included."""
         return min(self.now - self._oldest + 1, self.cache.length)
 
+    def _size(self, rows: int) -> int:
+        """Rows that a step computes for so many: rounded up where steps of few sizes are captured or recorded."""
+        most = self.cache.rows
+        if self.static:
+            return _up(rows, -(-most // LEAVE_SHARE), most)
+        if self.sized:
+            return rows
+        while most > 1 and rows <= -(-most // 2):
+            most = -(-most // 2)
+        return _up(rows, -(-most // SIZES), most)
+
+    def is_loose(self) -> bool:
+        """Whether enough rows ended for those left to be cheaper by themselves."""
+        if self.static or self.sized:
+            return (len(self.held) - self.alive) * LEAVE_SHARE >= len(self.held)
+        return self._size(self.alive) < self._size(len(self.held))
+
     def shape(self) -> Shape:
-        """The sizes of the next step; static ones are rounded up."""
-        rows, prompts, width, reach = len(self.held), len(self.prompts), max(self.lengths), self._reach()
+        """The sizes of the next step."""
+        rows, prompts, width, reach = self._size(len(self.held)), len(self.prompts), max(self.lengths), self._reach()
         cache = self.cache
         if self.static:
-            rows = _up(rows, -(-cache.rows // LEAVE_SHARE), cache.rows)
             prompts = _up(prompts, -(-cache.prompts // 4), cache.prompts)
             width, reach = _up(width, WIDTH_STEP, cache.width), _up(reach, REACH_STEP, cache.length)
             return Shape(rows, prompts, self._members, width, reach, False)
@@ -231,7 +250,7 @@ class Decoder:
         rows, cells = shape.rows, shape.prompts * shape.members
         counts, lengths = self.counts[:rows], self.prompt_lengths[:rows]
         where = Where(
-            counts, lengths,
+            counts, lengths, self.places[:rows],
             None if self.is_grid else self.cells[:rows],
             None if self.is_grid else self._grids[shape.members][:cells],
         )  # fmt: skip
@@ -240,81 +259,42 @@ class Decoder:
         self.sized = plan.sized
         return self.policy.logits(trunk.last_hidden_state[0])
 
-    def step(self, shape: Shape) -> None:
-        """One token more of each row, written in place."""
-        self._choose(self.logits(shape) if self.taped is None else self.taped(self, shape), slice(0, shape.rows))
+    def step(self, shape: Shape) -> Tensor:
+        """One token more of each row, written in place; (N,V) what they were drawn from."""
+        logits = self.logits(shape)
+        self._choose(logits, slice(0, shape.rows))
+        return logits
 
     def advance(self) -> None:
-        """The next step of all rows held; ``captured`` steps are replayed."""
+        """The next step of all rows held; ``captured`` and ``taped`` ones are replayed."""
         shape = self.shape()
-        if self.captured is None:
-            self.step(shape)
-        else:
+        if self.captured is not None:
             self.captured(self, shape)
+        elif self.taped is not None:
+            self.taped(self, shape)
+        else:
+            self.step(shape)
         self.now += 1
+
+    def size_bytes(self) -> int:
+        """Memory of what it holds, the model aside."""
+        layers = [x for held in self.cache.layers.values() for x in held.tensors()]
+        own = [x for x in vars(self).values() if isinstance(x, Tensor)]
+        taped = 0 if self.taped is None else self.taped.size_bytes()
+        return sum(x.nbytes for x in [*layers, *own, *self._grids.values()]) + taped
 
     def _choose(self, logits: Tensor, part: slice) -> None:
         counts, running = self.counts[part], self.running[part]
         flat = self.rows[part] * self.columns + counts
-        tokens, logps = draw(logits, self.sampling, self.uniforms.view(-1)[flat])
-        self.out.view(-1)[flat] = tokens
-        self.logps.view(-1)[flat] = logps.double()
+        tokens, logps = draw(logits, self.sampling, self.uniforms.view(-1).index_select(0, flat))
+        self.out.view(-1).index_copy_(0, flat, tokens)
+        self.logps.view(-1).index_copy_(0, flat, logps.double())
         if self.is_end is None:
             self.is_end = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             self.is_end[[i for i in sorted(self.ends) if i < logits.shape[-1]]] = True
         counts += running
-        running &= ~self.is_end[tokens] & (counts < self.limits[part])
+        running &= ~self.is_end.index_select(0, tokens) & (counts < self.limits[part])
         self.tokens[part] = tokens
-
-
-class TapedSteps:
-    """The logits of a decoder's steps on a processor: of many alike, one is recorded and those behind it are played.
-
-    Alike are steps of as many rows with as many members to a prompt: all else is read from tensors. Only the compiled
-    attention does that. The first that is played is also computed: a model with operations that no recording sees
-    (values read into Python, code that is not torch's) is found there, and computed step by step from then on.
-    """
-
-    def __init__(self) -> None:
-        self._like: tuple[int, int, bool] | None = None
-        self._steps = 0  # alike so far
-        self._tape: Tape | None = None
-        self._allowed, self._proven = True, False
-
-    def forget(self) -> None:
-        self._like, self._steps, self._tape = None, 0, None
-
-    def __call__(self, decoder: Decoder, shape: Shape) -> Tensor:
-        """(N,V): what each row's next token is drawn from; valid until the next step."""
-        like = (shape.rows, shape.members, decoder.is_grid)
-        if like != self._like:
-            self._like, self._steps, self._tape = like, 0, None
-        self._steps += 1
-        if self._tape is not None:
-            return self._tape.play() if self._proven else self._prove(self._tape, decoder, shape)
-        if self._allowed and self._steps == PLAIN_STEPS and not decoder.sized:
-            return self._record(decoder, shape)
-        return decoder.logits(shape)
-
-    def _record(self, decoder: Decoder, shape: Shape) -> Tensor:
-        try:
-            tape = Tape(lambda: decoder.logits(shape))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # what no recording can hold
-            self._allowed = False
-            return decoder.logits(shape)
-        self._allowed = tape.refused is None and not decoder.sized
-        self._tape = tape if self._allowed else None
-        return tape.result
-
-    def _prove(self, tape: Tape, decoder: Decoder, shape: Shape) -> Tensor:
-        played = tape.play().clone()
-        logits = decoder.logits(shape)  # writes the same keys and values once more
-        self._proven = self._allowed = torch.equal(played, logits)
-        if not self._proven:
-            self._tape = None
-        return logits
 
 
 def _fill(keep: list[bool]) -> tuple[list[int], list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from grpo_bench.policy import Policy, memory_errors
 from grpo_bench.policy.memory import share_of_memory
 from grpo_bench.rollout import Ended, Progress, Sampling
-from grpo_bench.rollout.decode import LEAVE_SHARE, Decoder
+from grpo_bench.rollout.decode import Decoder
 from grpo_bench.rollout.finish import cut, end_tokens, stopped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.noise import Noise
@@ -26,6 +26,7 @@ from grpo_bench.types import Rollouts
 
 CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what choosing tokens works on
 CACHE_BYTES = 2 * 2**30  # the same on a CPU
+KEPT_BYTES = 2**26  # of decoders and their models that are kept between rollouts on a CPU: small ones
 CHOICE_BYTES = 34  # per logit in choosing: logits twice, a tape's, weights; with top_p also sorted, indices and sums
 ENTER_SHARE = 4  # rows that wait enter when one in so many places is free: prompts are cheaper together
 STOP_EVERY = 8  # steps between looks for a stop string
@@ -50,7 +51,7 @@ class NativeEngine:
         self.batch_size, self.dtype, self.cuda_graph, self.static = batch_size, dtype, cuda_graph, static
         self._reasons: weakref.WeakKeyDictionary[Policy, str | None] = weakref.WeakKeyDictionary()
         self._copies: weakref.WeakKeyDictionary[Policy, SamplingCopy] = weakref.WeakKeyDictionary()
-        self._kept: tuple[Any, Decoder] | None = None  # with its captured steps, for a rollout of the same sizes
+        self._kept: dict[Any, Decoder] = {}  # with captured or recorded steps, for rollouts of the same sizes
 
     def rows_at_once(self, policy: Policy, positions: int) -> int:
         """Completions decoded together: as configured, else as many as the cache's share of memory holds."""
@@ -105,9 +106,7 @@ class NativeEngine:
             if progress is not None:
                 progress(done)
         if decoder.captured is None:
-            # without captured steps new ones cost a pass over the weights, and the update that follows needs the memory
-            self._kept = None
-            self._copies.pop(policy, None)
+            self._let_go(policy)
         return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
 
     def _takes_plans(self, policy: Policy) -> bool:
@@ -124,7 +123,7 @@ class NativeEngine:
         if not needs_copy(policy, dtype):
             return policy
         if policy not in self._copies:
-            self._kept = None  # what was captured of another copy holds that copy and its cache
+            self._kept.clear()  # what was captured of another copy holds that copy and its cache
             self._copies[policy] = SamplingCopy(policy, dtype)
         else:
             self._copies[policy].refresh()
@@ -141,12 +140,35 @@ class NativeEngine:
         static = self.static or (self.cuda_graph and policy.device.type == "cuda")
         places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
         key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total)
-        if self._kept is not None and self._kept[0] == key and self._kept[1].cache.width >= width:
-            return self._kept[1]
-        self._kept = None  # its memory goes before the next one takes as much
-        decoder = Decoder(sampled, sampling, ends, rows, places, width, total, static)
-        self._kept = (key, decoder)
+        if not (self.cuda_graph and policy.device.type == "cuda"):
+            decoder = self._kept.pop(key, None)
+        else:
+            decoder = self._kept.get(key)
+            self._kept.clear()  # its memory goes before the next one takes as much
+        if decoder is None or decoder.cache.width < width:
+            decoder = Decoder(sampled, sampling, ends, rows, places, width, total, static)
+        self._kept[key] = decoder
         return decoder
+
+    def _let_go(self, policy: Policy) -> None:
+        """Of what a rollout on a CPU used, but for small models, whose steps cost less than to record them does.
+
+        A copy's refresh costs as much as a new copy, and the update that follows needs the memory.
+        """
+        room = KEPT_BYTES
+        for key, decoder in reversed(list(self._kept.items())):  # the latest first
+            room -= decoder.size_bytes() + sum(x.nbytes for x in self._weights(decoder.policy))
+            if room < 0:
+                del self._kept[key]
+        copy = self._copies.get(policy)
+        if copy is not None and all(decoder.policy is not copy.policy for decoder in self._kept.values()):
+            del self._copies[policy]
+
+    def _weights(self, sampled: Policy) -> list[Tensor]:
+        for copy in self._copies.values():
+            if copy.policy is sampled:
+                return copy.weights()
+        return list(sampled.model.parameters())
 
 
 def _told(
@@ -177,7 +199,7 @@ def _decode(
             decoder.prefill(new, [prompts[p] for p in new])
             decoder.enter([row for row, _ in some], [p for _, p in some], [sampling.limit(p) for _, p in some])
         else:
-            if (len(decoder.held) - decoder.alive) * LEAVE_SHARE >= len(decoder.held):
+            if decoder.is_loose():
                 decoder.release({waiting[0][1]} if waiting else set())
             for _ in range(every):
                 decoder.advance()

@@ -78,6 +78,7 @@ class Where:
 
     counts: Tensor  # (N,) own tokens, the new one included
     prompt_lengths: Tensor  # (N,)
+    places: Tensor  # (N,) of its prompt
     cells: Tensor | None  # (N,) a row's cell in the (prompts · members) grid; None: the rows are that grid
     grid: Tensor | None  # (prompts · members,) the row in each cell, any row in an empty one
 
@@ -94,19 +95,15 @@ class DecodePlan:
         self.sized = False  # what was computed depends on the width and reach of the shape
         self._masks: dict[int | None, Tensor | None] = {}
         self._targets: dict[int, Tensor] = {}
-        self._places: Tensor | None = None  # (N,) where each row's prompt stands in the cache
 
     def _attend_in_one_pass(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
         window: int | None, softcap: float | None,
     ) -> Tensor:  # fmt: skip
         held, where = self.cache.layers[layer], self.where
-        if self._places is None:
-            cells = torch.arange(self.shape.rows) if where.cells is None else where.cells
-            self._places = cells // self.shape.members
         own, prompts = (held.own_keys, held.own_values), (held.prompt_keys, held.prompt_values)
         return kernels.decode_attention(
-            query, key, value, own, prompts, where.counts, where.prompt_lengths, self._places, scaling, window, softcap
+            query, key, value, own, prompts, where.counts, where.prompt_lengths, where.places, scaling, window, softcap
         )
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:

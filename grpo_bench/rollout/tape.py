@@ -54,6 +54,9 @@ class _Places:
         flat = torch.frombuffer(holder, dtype=x.dtype, count=size // x.element_size())
         return flat.as_strided(x.shape, x.stride())
 
+    def size_bytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks.values())
+
     def holds(self, x: Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self._blocks
 
@@ -150,6 +153,7 @@ class Tape:
         self.refused = recording.refused  # None: it can be played
         self._calls = recording.calls if self.refused is None else []
         self._kept = (recording.places, recording.kept)
+        self.size_bytes = recording.places.size_bytes()  # of what it makes
 
     def play(self) -> Tensor:
         for function, args, kwargs in self._calls:

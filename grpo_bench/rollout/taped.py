@@ -1,0 +1,104 @@
+"""A decoder's steps on a processor, recorded and played: which are alike, and whether what is played is right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from grpo_bench.rollout.plans import Shape
+from grpo_bench.rollout.tape import Tape
+
+if TYPE_CHECKING:
+    from grpo_bench.rollout.decode import Decoder
+
+PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some ten played steps save
+TAPE_BYTES = 2**25  # of what recorded steps of other sizes may hold beside the latest
+
+
+class TapedSteps:
+    """A decoder's steps on a processor: of many alike, one is recorded and those behind it are played.
+
+    Alike are steps of as many rows: all else is read from tensors, and weights change in place. Only the compiled
+    attention does that. The first that is played of a size is also computed: a model with operations that no recording
+    sees (values read into Python, code that is not torch's) is found there, and computed step by step from then on.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[int, int] = defaultdict(int)  # by rows, computed so far
+        self._tapes: dict[int, Tape] = {}  # the latest at the end
+        self._proven: set[int] = set()
+        self._weights: list[int] = []  # where those lie that were recorded
+        self._allowed = True
+
+    def begin(self, model: nn.Module) -> None:
+        """A rollout begins: what was recorded of weights that were elsewhere is no longer of use."""
+        weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+        if weights != self._weights:
+            self._forget()
+            self._weights = weights
+
+    def _forget(self) -> None:
+        self._tapes.clear()
+        self._steps.clear()
+        self._proven.clear()
+
+    def size_bytes(self) -> int:
+        """Memory that recorded steps hold."""
+        return sum(tape.size_bytes for tape in self._tapes.values())
+
+    def __call__(self, decoder: Decoder, shape: Shape) -> None:
+        rows = shape.rows
+        if rows in self._proven:
+            self._tapes[rows].play()
+        elif rows in self._tapes:
+            self._prove(rows, decoder, shape)
+        else:
+            self._steps[rows] += 1
+            if self._allowed and self._steps[rows] >= PLAIN_STEPS and not decoder.sized:
+                self._record(decoder, shape)
+            else:
+                decoder.step(shape)
+
+    def _record(self, decoder: Decoder, shape: Shape) -> None:
+        before = _moved(decoder)
+        try:
+            tape = Tape(lambda: decoder.step(shape))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # what no recording can hold
+            self._allowed = False
+            _put_back(decoder, before)
+            decoder.step(shape)
+            return
+        self._allowed = tape.refused is None and not decoder.sized
+        if self._allowed:
+            self._tapes[shape.rows] = tape
+            while len(self._tapes) > 1 and self.size_bytes() - tape.size_bytes > TAPE_BYTES:
+                oldest = next(iter(self._tapes))
+                del self._tapes[oldest]
+                self._proven.discard(oldest)
+
+    def _prove(self, rows: int, decoder: Decoder, shape: Shape) -> None:
+        before = _moved(decoder)
+        chosen = decoder.out[:-1], decoder.logps[:-1]
+        played = [self._tapes[rows].play().clone(), *_moved(decoder), *(x.clone() for x in chosen)]
+        _put_back(decoder, before)
+        computed = [decoder.step(shape), *_moved(decoder), *chosen]  # writes the same places again
+        if all(map(torch.equal, played, computed)):
+            self._proven.add(rows)
+        else:
+            self._allowed = False
+            self._forget()
+
+
+def _moved(decoder: Decoder) -> list[Tensor]:
+    """Copies of what a step goes on from."""
+    return [x.clone() for x in (decoder.tokens, decoder.counts, decoder.running)]
+
+
+def _put_back(decoder: Decoder, before: list[Tensor]) -> None:
+    for x, was in zip((decoder.tokens, decoder.counts, decoder.running), before, strict=True):
+        x.copy_(was)
