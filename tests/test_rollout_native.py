@@ -10,7 +10,7 @@ from model_data import ARCHITECTURES, make, network
 
 from grpo_bench.config import LoraConfig
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native
+from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native, taped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.probe import why_no_plans
@@ -209,6 +209,7 @@ def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, ke
 
 def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest stay; what one holds is counted with its model."""
+    monkeypatch.setattr(taped, "PLAIN_STEPS", 10**9)  # recordings come with time
     policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
     for members in (1, 2, 3, 2):
         engine.generate(policy, tok, PROMPTS, members, SAMPLED, NOISE)
