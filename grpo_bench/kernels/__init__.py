@@ -54,10 +54,14 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"rotate_{name}").argtypes = [p, i, i, p, p, p, i, i, i, i, i, c, c]
         getattr(library, f"gate_{name}").argtypes = [p, p, p, i, c]
         getattr(library, f"gate_gradient_{name}").argtypes = [p, p, p, p, p, i, c]
+        rest = [p, p, p, p, i, i, i, i, i, f, i, p, i, c]
+        getattr(library, f"packed_attention_{name}").argtypes = [*[p, i, i] * 3, p, p, *rest]
+        getattr(library, f"packed_attention_gradient_{name}").argtypes = [*[p, i, i] * 3, *[p] * 6, *rest]
     for names in ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16"):
         getattr(library, f"normed_{names}").argtypes = [p, p, p, i, i, f, f, c]
         getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
     library.scores_room.argtypes, library.scores_room.restype = [i], i
+    library.attention_room.argtypes, library.attention_room.restype = [i, i, i, c], i
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 UNITS = ("kernels.c", "products.c", "weight_gradient.c")
-HEADERS = ("typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h")
+HEADERS = ("typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h", "packed_attention.h")
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack
 TRIES = (

@@ -158,6 +158,8 @@ static inline uint16_t to_bfloat16(float f) { /* to nearest, ties to even; a NaN
   return f == f ? (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (uint16_t)0x7fc0u;
 }
 
+#include "blocks.h"
+
 enum { BLOCK = 256 };  /* words summed in fp32 before they are summed in double */
 enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on its own */
 
@@ -171,6 +173,7 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #include "typed.h"
 #include "softmax.h"
 #include "elementwise.h"
+#include "packed_attention.h"
 #undef T
 #undef LOAD
 #undef STORE
@@ -189,6 +192,7 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #include "typed.h"
 #include "softmax.h"
 #include "elementwise.h"
+#include "packed_attention.h"
 #undef NAME
 
 #define X float

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
+from grpo_bench.kernels.attention import Sequences
+from grpo_bench.policy import packed_attention
 from grpo_bench.policy.shared_prompt import attend
 
 
@@ -106,6 +109,7 @@ class Packed:
     own: Grid  # P·M x T
     lengths: Tensor  # (P,) of the prompts
     members: int  # M
+    sequences: Sequences | None  # None where the tokens are not on the CPU
     biases: dict[Any, Tensor] = field(default_factory=dict)
 
     def states_of(self, hidden: Tensor) -> Tensor:
@@ -129,9 +133,15 @@ class Packed:
         device = query.device.type
         if torch.is_autocast_enabled(device):  # where rotary embeddings left queries and keys in fp32
             low = torch.get_autocast_dtype(device)
-            query, key, value = (query * scaling).to(low), key.to(low), value.to(low)
+            key, value = key.to(low), value.to(low)
+            if self._compiled(key, value, softcap):  # which scales in fp32
+                query = query.to(low)
+            else:
+                query, scaling = (query * scaling).to(low), 1.0
             with torch.autocast(device, enabled=False):
-                return self.attend(layer, query, key, value, 1.0, window, softcap)
+                return self.attend(layer, query, key, value, scaling, window, softcap)
+        if self.sequences is not None and query.dtype == key.dtype and self._compiled(key, value, softcap):
+            return packed_attention.attend(query, key, value, self.sequences, scaling, window)
         q, k, v = (x[0].transpose(0, 1) for x in (query * scaling if scaling != 1 else query, key, value))  # (N,·,d)
 
         def grid(x: Tensor, where: Grid, rows: int) -> Tensor:  # -> (P, rows, width, heads, d)
@@ -157,6 +167,10 @@ class Packed:
             own = attend(qo, (kp[:, :, 0], vp[:, :, 0]), (ko, vo), seen, softcap)
             out = torch.cat([out, back(own, self.own)])
         return out[None]
+
+    def _compiled(self, key: Tensor, value: Tensor, softcap: float | None) -> bool:
+        """Whether the kernels attend to these; values narrower than keys, as in latent attention, they do not know."""
+        return softcap is None and key.shape == value.shape and self.sequences is not None and kernels.take(key, value)
 
     def _bias(self, part: str, like: Tensor, window: int | None) -> Tensor:
         """(P or 1, T, S+T) for completions, (1,S,S) for prompts: made once for all layers."""
@@ -215,8 +229,9 @@ def pack(prompts: list[Tensor], group: Tensor, completions: Tensor, lengths: Ten
     firsts = flat[live]
     states[firsts] = (starts + sizes - 1)[group[live]]
     predicts = torch.repeat_interleave(flat, inner) + ragged_range(inner) + 1
+    sequences = Sequences.of(sizes, group, inner) if device.type == "cpu" else None
     return Packed(
         ids, positions, states, firsts, predicts,
         Grid.of(torch.arange(P, device=device), sizes, P), Grid.of(group * members + rank, inner, P * members),
-        sizes, members,
+        sizes, members, sequences,
     )  # fmt: skip
