@@ -1,9 +1,10 @@
 """Own CPU code for sampling and training: what stands between the matrix products, and some of these products.
 
 On a processor one token of each row costs dozens of tensor operations per layer, of which few are products: dispatching
-them and passing over memory again and again took most of the time. ``kernels.c`` does each in one pass;
-``products.c`` reads weights in the order in which they lie. Each function equals a form in torch, which is used where
-this is not: without a C compiler, in other precisions than fp32 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
+them and passing over memory again and again took most of the time. ``sampling.c``, ``attention.c`` and ``layers.c`` do
+each in one pass; ``products.c`` reads weights in the order in which they lie. Each function equals a form in torch,
+which is used where this is not: without a C compiler, in other precisions than fp32 and bfloat16, with
+``GRPO_BENCH_KERNELS=0``.
 """
 
 from __future__ import annotations

@@ -9,12 +9,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-UNITS = ("kernels.c", "products.c", "weight_gradient.c")
-HEADERS = ("typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h", "packed_attention.h")
-COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+UNITS = ("sampling.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
+HEADERS = (
+    "vectors.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h", "packed_attention.h",
+)  # fmt: skip
+COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack
 TRIES = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
@@ -88,18 +91,33 @@ def _processor() -> str:
 
 def _compile(found: str, folder: Path, key: str) -> Path:
     """Raises SubprocessError when no set of flags works or the compiler is killed, OSError where it cannot write."""
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(handle)
-    try:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        made = Path(name) / "kernels.so"
         for number, flags in enumerate(TRIES):
-            command = [found, *COMMON, *flags, *(str(HERE / unit) for unit in UNITS), "-lm", "-o", temporary]
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
-            if done.returncode == 0:
+            told = _built(found, flags, made)
+            if told is None:
                 path = folder / f"{key}-{number}.so"
-                os.replace(temporary, path)  # at once: others may be compiling the same
+                os.replace(made, path)  # at once: others may be compiling the same
                 return path
-            if done.returncode < 0:  # else worse flags would be kept for what was an accident
-                raise subprocess.SubprocessError(f"{found} was killed")
-        raise subprocess.SubprocessError(done.stderr.decode(errors="replace").strip().partition("\n")[0])
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise subprocess.SubprocessError(told.strip().partition("\n")[0] if told else "no flags to try")
+
+
+def _built(found: str, flags: tuple[str, ...], made: Path) -> str | None:
+    """Compile the units side by side and link them; None, or what the compiler said against these ``flags``."""
+    objects = [made.with_name(f"{unit}.o") for unit in UNITS]
+    commands = [
+        [found, *COMMON, *flags, "-c", str(HERE / unit), "-o", str(into)]
+        for unit, into in zip(UNITS, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(len(UNITS)) as pool:
+        done = list(pool.map(_run, commands))
+    if all(one.returncode == 0 for one in done):
+        done = [_run([found, *flags, "-shared", *map(str, objects), "-lm", "-o", str(made)])]
+    failed = [one for one in done if one.returncode != 0]
+    if any(one.returncode < 0 for one in failed):  # else worse flags would be kept for what was an accident
+        raise subprocess.SubprocessError(f"{found} was killed")
+    return failed[0].stderr.decode(errors="replace") if failed else None
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)

@@ -93,12 +93,15 @@ static inline __attribute__((always_inline)) void NAME(look)(const T *q, int64_t
                                                              float softcap, float *scores, int64_t most, T *restrict out,
                                                              ahead *to_come) {
   float sum[queries * d], totals[QUERIES];
-  NAME(dots)(prompt_k, prompt, d, q, apart, queries, scaling, scores, most, to_come);
-  NAME(dots)(own_k, own, d, q, apart, queries, scaling, scores + prompt, most, to_come);
+  const T *keys[2] = {prompt_k, own_k}, *values[2] = {prompt_v, own_v};
+  const int64_t counts[2] = {prompt, own}, from[2] = {0, prompt};
+#pragma GCC unroll 1 /* twice the code took twice as long to compile */
+  for (int i = 0; i < 2; i++)
+    NAME(dots)(keys[i], counts[i], d, q, apart, queries, scaling, scores + from[i], most, to_come);
   for (int r = 0; r < queries; r++) totals[r] = NAME(soft)(scores + r * most, prompt + own, softcap);
   for (int64_t i = 0; i < queries * d; i++) sum[i] = 0;
-  NAME(weighted)(prompt_v, prompt, d, scores, most, queries, sum);
-  NAME(weighted)(own_v, own, d, scores + prompt, most, queries, sum);
+#pragma GCC unroll 1
+  for (int i = 0; i < 2; i++) NAME(weighted)(values[i], counts[i], d, scores + from[i], most, queries, sum);
   for (int r = 0; r < queries; r++)
     for (int64_t i = 0; i < d; i++) out[r * d + i] = STORE(sum[r * d + PLACE(i, d)] / totals[r]);
 }
