@@ -95,7 +95,7 @@ def test_attention_and_its_gradients(heads, keys, width, window, dtype):
 
 
 def test_attention_by_hand():
-    """A prompt of one token, a row of one more: its weights are e and 1, by ln 3 of scores 3 and 1."""
+    """A prompt of one token, a row of one more, that sees it at a score of ln 3 and itself at 0: 3/4 and 1/4."""
     packed = packed_of([1], [(0, 2)])
     key = torch.tensor([[1.0], [0.0]])[None, None]
     query = torch.tensor([[7.0], [1.0986123]])[None, None]

@@ -100,6 +100,56 @@ def test_recorded_steps_of_a_small_model_serve_the_next_rollouts(monkeypatch, dt
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.8, 24, limits=(1, 24, 1, 9, 24)),  # rows that end with their first token
+        Sampling(0.0, 24),
+        Sampling(1.0, 24, top_k=7, top_p=0.9),
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "lora"])
+def test_a_kept_decoder_samples_as_a_new_one(monkeypatch, kind, sampling) -> None:
+    """Whatever it was kept from: a run that is resumed has a new one."""
+    monkeypatch.setattr(taped, "PLAIN_STEPS", 2)
+    policy, tok, kept = adapted() if kind == "lora" else model(double=False), tokenizer(), NativeEngine(None)
+    for step in range(4):
+        noise = Noise(3, "train", step)
+        new = NativeEngine(None).generate(policy, tok, PROMPTS, 4, sampling, noise)
+        assert kept.generate(policy, tok, PROMPTS, 4, sampling, noise) == new
+        assert len(kept._kept) == 1
+
+
+@needs_compiler
+def test_a_rollout_that_broke_off_leaves_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(taped, "PLAIN_STEPS", 2)
+    policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None, torch.bfloat16)
+    want = engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0))
+    assert engine._kept
+    assert engine._copies
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 1), ended=stop)
+    assert not engine._kept
+    assert not engine._copies
+    assert engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0)) == want
+
+
+@needs_compiler
+def test_only_decoders_with_recorded_steps_are_kept(monkeypatch) -> None:
+    policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
+    kernels.use(False)
+    engine.generate(policy, tok, PROMPTS, 2, Sampling(0.8, 8), Noise(3, "train", 0))
+    assert not engine._kept
+    kernels.use(True)
+    engine.generate(policy, tok, PROMPTS, 2, Sampling(0.8, 8), Noise(3, "train", 0))
+    assert len(engine._kept) == 1
+
+
+@needs_compiler
 def test_weights_that_moved_are_found_and_recorded_anew(monkeypatch) -> None:
     want, _ = rolled(monkeypatch, "llama", torch.float32, 10**9, elsewhere=True)
     played, made = rolled(monkeypatch, "llama", torch.float32, 2, kept=2**26, elsewhere=True)
@@ -112,7 +162,8 @@ def test_weights_that_moved_are_found_and_recorded_anew(monkeypatch) -> None:
 def test_sizes_of_recorded_steps_are_few_and_hold_the_rows(rows) -> None:
     policy = model(double=False)
     decoder = decode.Decoder(policy, Sampling(1.0, 4), set(), rows, 1, 4, rows, False)
-    assert [decoder._size(n) for n in range(rows + 1)] == list(range(rows + 1))  # attention by torch
+    decoder.sized = True  # attention by torch
+    assert [decoder._size(n) for n in range(rows + 1)] == list(range(rows + 1))
     decoder.sized = False
     sizes = [decoder._size(n) for n in range(1, rows + 1)]
     assert all(n <= size <= max(1.5 * n, n + 1) for n, size in enumerate(sizes, 1))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from grpo_bench.kernels import NAMES, _call, _dense_last, _library, _threads
 
+SCRATCH = 2**28  # floats of all threads; where each needs much, for very long prompts, fewer work
+
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
@@ -53,12 +55,13 @@ def _arguments(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) 
 
 
 def _rest(query: Tensor, heads: int, sequences: Sequences, scaling: float, window: int | None, back: bool) -> list[Any]:
-    """Arguments behind the results; the last but two is an address of scratch that must be kept until the call."""
+    """Arguments behind the results; the last but two is scratch, to be given by its address and kept until the call."""
     H, tokens, width = query.shape
     prompts, most = len(sequences.order), sequences.most
-    threads = min(_threads(query.numel() * most), prompts * heads)
     library: Any = _library()
-    scratch = torch.empty(threads, library.attention_room(most, H // heads, width, int(back)), dtype=torch.float32)
+    room = library.attention_room(most, H // heads, width, int(back))
+    threads = min(_threads(query.numel() * most), prompts * heads, max(SCRATCH // room, 1))
+    scratch = torch.empty(threads, room, dtype=torch.float32)
     parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order)
     addresses = [part.data_ptr() for part in parts]
     return [*addresses, prompts, tokens, H, heads, width, scaling, window or 0, scratch, most, threads]

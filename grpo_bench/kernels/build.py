@@ -27,7 +27,7 @@ TRIES = (
     ("-mcpu=native",),
     (),
 )
-SECONDS = 180  # of one try
+SECONDS = 180  # of one command
 
 
 def compiler() -> str | None:
@@ -114,7 +114,9 @@ def _built(found: str, flags: tuple[str, ...], made: Path) -> str | None:
     if all(one.returncode == 0 for one in done):
         done = [_run([found, *flags, "-shared", *map(str, objects), "-lm", "-o", str(made)])]
     failed = [one for one in done if one.returncode != 0]
-    if any(one.returncode < 0 for one in failed):  # else worse flags would be kept for what was an accident
+    if any(
+        one.returncode < 0 or b"Killed" in one.stderr for one in failed
+    ):  # else worse flags would be kept for what was an accident
         raise subprocess.SubprocessError(f"{found} was killed")
     return failed[0].stderr.decode(errors="replace") if failed else None
 

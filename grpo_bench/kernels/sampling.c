@@ -6,7 +6,7 @@
 enum { QUERIES = 4 }; /* that look at the same keys at once */
 
 /* Keys and values that are looked at next, asked for a few lines at a time: many at once would hold up the loads of now. */
-enum { RUNS = 4 }; /* keys and values, a row's own and its prompt's */
+enum { RUNS = 4, MOST_LINES = 32 }; /* keys and values, a row's own and its prompt's; of a run at a time */
 typedef struct {
   const char *from[RUNS];
   int64_t lines[RUNS], some; /* lines of each, not yet asked for, and how many of one run to ask for at a time */
@@ -17,7 +17,7 @@ static inline void fetch(ahead *next) {
   while (next->run < RUNS && next->lines[next->run] <= 0) next->run++;
   if (next->run == RUNS) return;
   const char *from = next->from[next->run];
-  for (int64_t n = 0; n < next->some; n++) __builtin_prefetch(from + n * 64);
+  for (int64_t n = 0; n < next->some && n < next->lines[next->run]; n++) __builtin_prefetch(from + n * 64);
   next->from[next->run] += next->some * 64;
   next->lines[next->run] -= next->some;
 }

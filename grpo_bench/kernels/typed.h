@@ -135,11 +135,13 @@ void NAME(decode_attention)(const T *q, int64_t q_head, int64_t q_row, const T *
       const int64_t unseen = window > 0 && past > sizes[row] ? past - sizes[row] : 0;
       const int64_t start = ((row * K + next / N) * length + unseen) * d, there = (places[row] * K + next / N) * width * d;
       const int64_t wide = d * (int64_t)sizeof(T), lines = ((counts[row] - unseen) * wide + 63) / 64;
-      const int64_t other = there == (places[n] * K + kv) * width * d ? 0 : (sizes[row] * wide + 63) / 64;
+      const int alike = there == (places[n] * K + kv) * width * d; /* and a window leaves little of prompts */
+      const int64_t other = alike || window > 0 ? 0 : (sizes[row] * wide + 63) / 64;
       ahead to_come = {{(const char *)(own_k + start), (const char *)(own_v + start), (const char *)(prompt_k + there),
                         (const char *)(prompt_v + there)},
                        {lines, lines, other, other}, 0, 0};
-      to_come.some = 2 * (lines + other) / ((prompt / 4 + own / 4 + 1) * ((R + QUERIES - 1) / QUERIES)) + 1;
+      const int64_t some = 2 * (lines + other) / ((prompt / 4 + own / 4 + 1) * ((R + QUERIES - 1) / QUERIES)) + 1;
+      to_come.some = some < MOST_LINES ? some : MOST_LINES;
       const int64_t first = window > 0 && all > window ? all - window : 0; /* the new token sees from here */
       const int64_t from = first < prompt ? first : prompt, own_from = first > prompt ? first - prompt : 0;
       for (int64_t r = 0; r < R; r += QUERIES) {

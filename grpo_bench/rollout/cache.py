@@ -24,8 +24,9 @@ class LayerCache:
 class SharedPrefixCache:
     """Places for ``prompts`` prompts of at most ``width`` tokens and for ``rows`` completions of at most ``length``.
 
-    Made once per rollout, written in place; a layer's buffers are made when its first prompts come, which tell heads
-    and widths. All zero at first: places never written are masked, and a masked NaN would still be one.
+    Made for a rollout, or for several of the same sizes, written in place; a layer's buffers are made when its first
+    prompts come, which tell heads and widths. All zero at first: where attention is torch's, places never written are
+    masked, and a masked NaN would still be one.
     """
 
     def __init__(self, prompts: int, width: int, rows: int, length: int) -> None:

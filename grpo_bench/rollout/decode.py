@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
 from grpo_bench.policy.attention import planned
 from grpo_bench.rollout import Sampling
 from grpo_bench.rollout.cache import SharedPrefixCache
@@ -56,7 +57,9 @@ class Decoder:
         self.policy, self.sampling, self.static = policy, sampling, static
         self.captured: CapturedSteps | None = CapturedSteps() if static and device.type == "cuda" else None
         self.taped: TapedSteps | None = TapedSteps() if device.type == "cpu" else None
-        self.sized = True  # the latest logits were computed at the shape's width and reach
+        # the latest logits were computed at the shape's width and reach, as the compiled attention's are not: expected
+        # before the first, so that a rollout does not depend on whether there was one before
+        self.sized = not kernels.take(next(policy.model.parameters()))
         step = WIDTH_STEP if static else PROMPT_STEP
         width = -(-width // step) * step
         self.cache = SharedPrefixCache(prompts, width, rows, length)
@@ -91,6 +94,7 @@ class Decoder:
         if self.taped is not None:
             self.taped.begin(self.policy.model)
         self.running.zero_()
+        self.counts.fill_(1)  # a rollout that broke off may have left anything
         self.rows.fill_(len(self.out) - 1)
         if uniforms is not None:
             self.uniforms[:-1, :-1] = uniforms
@@ -197,7 +201,8 @@ class Decoder:
         if self.static:
             self._members = members = 1 << (members - 1).bit_length()
         flat = [prompt * members + member for prompt, member in cells]
-        self.is_grid = not self.static and flat == list(range(len(self.prompts) * members))
+        whole = not self.static and self._size(len(flat)) == len(flat)
+        self.is_grid = whole and flat == list(range(len(self.prompts) * members))
         self._oldest = min((h.born for h in self.held), default=self.now)
         self._one_age = all(h.born == self._oldest for h in self.held)
         if self.is_grid:
@@ -275,6 +280,10 @@ class Decoder:
         else:
             self.step(shape)
         self.now += 1
+
+    def records(self) -> bool:
+        """Whether its steps are recorded, or will be."""
+        return self.taped is not None and self.taped.allowed and not self.sized
 
     def size_bytes(self) -> int:
         """Memory of what it holds, the model aside."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
 from grpo_bench.policy import Policy, memory_errors
 from grpo_bench.policy.memory import share_of_memory
 from grpo_bench.rollout import Ended, Progress, Sampling
@@ -65,7 +66,7 @@ class NativeEngine:
         return max(share_of_memory(policy.device, CACHE_SHARE, CACHE_BYTES) // row, 1)
 
     def kept_weights(self, policy: Policy) -> list[Tensor]:
-        """See ``Engine``; a copy is kept where captured steps read it."""
+        """See ``Engine``; a copy is kept where captured or recorded steps read it."""
         return self._copies[policy].weights() if policy in self._copies else []
 
     @memory_errors()
@@ -97,16 +98,22 @@ class NativeEngine:
         logps: list[list[float]] = [[]] * total
         texts, finished = [""] * total, [False] * total
         done = 0
-        for rows, tokens, scores in _decode(decoder, tokenizer, prompt_ids, group_size, sampling):
-            for row, own, score, text, end in zip(rows, *_told(tokens, scores, tokenizer, ends, sampling), strict=True):
-                ids[row], logps[row], texts[row], finished[row] = own, score, text, end
-                if ended is not None:
-                    ended(row, text, end)
-            done += len(rows)
-            if progress is not None:
-                progress(done)
-        if decoder.captured is None:
-            self._let_go(policy)
+        try:
+            for rows, tokens, scores in _decode(decoder, tokenizer, prompt_ids, group_size, sampling):
+                told = _told(tokens, scores, tokenizer, ends, sampling)
+                for row, own, score, text, end in zip(rows, *told, strict=True):
+                    ids[row], logps[row], texts[row], finished[row] = own, score, text, end
+                    if ended is not None:
+                        ended(row, text, end)
+                done += len(rows)
+                if progress is not None:
+                    progress(done)
+        except BaseException:
+            self._kept.clear()  # the next one may have other sizes, and needs the memory
+            raise
+        finally:
+            if decoder.captured is None:
+                self._let_go()
         return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
 
     def _takes_plans(self, policy: Policy) -> bool:
@@ -139,29 +146,33 @@ class NativeEngine:
         rows = min(self.rows_at_once(policy, longest), total)
         static = self.static or (self.cuda_graph and policy.device.type == "cuda")
         places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
-        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total)
-        if not (self.cuda_graph and policy.device.type == "cuda"):
-            decoder = self._kept.pop(key, None)
-        else:
-            decoder = self._kept.get(key)
-            self._kept.clear()  # its memory goes before the next one takes as much
-        if decoder is None or decoder.cache.width < width:
+        compiled = policy.device.type == "cpu" and kernels.available()
+        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled)
+        decoder = self._kept.pop(key, None)
+        if decoder is not None and decoder.cache.width < width:
+            decoder = None  # its memory goes before the next one takes as much
+        if static and policy.device.type == "cuda":
+            self._kept.clear()
+        if decoder is None:
             decoder = Decoder(sampled, sampling, ends, rows, places, width, total, static)
         self._kept[key] = decoder
         return decoder
 
-    def _let_go(self, policy: Policy) -> None:
-        """Of what a rollout on a CPU used, but for small models, whose steps cost less than to record them does.
+    def _let_go(self) -> None:
+        """Of what rollouts on a CPU used, but for small models with recorded steps: to record costs more than a step.
 
-        A copy's refresh costs as much as a new copy, and the update that follows needs the memory.
+        A copy's refresh costs as much as a new copy, and the update that follows needs the memory. What stays keeps its
+        model, which is counted.
         """
         room = KEPT_BYTES
         for key, decoder in reversed(list(self._kept.items())):  # the latest first
-            room -= decoder.size_bytes() + sum(x.nbytes for x in self._weights(decoder.policy))
-            if room < 0:
+            size = decoder.size_bytes() + sum(x.nbytes for x in self._weights(decoder.policy))
+            if decoder.records() and size <= room:
+                room -= size
+            else:
                 del self._kept[key]
-        copy = self._copies.get(policy)
-        if copy is not None and all(decoder.policy is not copy.policy for decoder in self._kept.values()):
+        used = [decoder.policy for decoder in self._kept.values()]
+        for policy in [p for p, copy in self._copies.items() if not any(copy.policy is x for x in used)]:
             del self._copies[policy]
 
     def _weights(self, sampled: Policy) -> list[Tensor]:

@@ -28,10 +28,11 @@ class TapedSteps:
 
     def __init__(self) -> None:
         self._steps: dict[int, int] = defaultdict(int)  # by rows, computed so far
-        self._tapes: dict[int, Tape] = {}  # the latest at the end
+        self._tapes: dict[int, Tape] = {}  # the one used last at the end
+        self._last = 0  # its rows
         self._proven: set[int] = set()
         self._weights: list[int] = []  # where those lie that were recorded
-        self._allowed = True
+        self.allowed = True
 
     def begin(self, model: nn.Module) -> None:
         """A rollout begins: what was recorded of weights that were elsewhere is no longer of use."""
@@ -52,12 +53,15 @@ class TapedSteps:
     def __call__(self, decoder: Decoder, shape: Shape) -> None:
         rows = shape.rows
         if rows in self._proven:
+            if rows != self._last:
+                self._tapes[rows] = self._tapes.pop(rows)
+                self._last = rows
             self._tapes[rows].play()
         elif rows in self._tapes:
             self._prove(rows, decoder, shape)
         else:
             self._steps[rows] += 1
-            if self._allowed and self._steps[rows] >= PLAIN_STEPS and not decoder.sized:
+            if self.allowed and self._steps[rows] >= PLAIN_STEPS and not decoder.sized:
                 self._record(decoder, shape)
             else:
                 decoder.step(shape)
@@ -69,28 +73,31 @@ class TapedSteps:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # what no recording can hold
-            self._allowed = False
+            self.allowed = False
             _put_back(decoder, before)
             decoder.step(shape)
             return
-        self._allowed = tape.refused is None and not decoder.sized
-        if self._allowed:
+        self.allowed = tape.refused is None and not decoder.sized
+        if self.allowed:
             self._tapes[shape.rows] = tape
             while len(self._tapes) > 1 and self.size_bytes() - tape.size_bytes > TAPE_BYTES:
                 oldest = next(iter(self._tapes))
                 del self._tapes[oldest]
                 self._proven.discard(oldest)
+                self._steps[oldest] = 0
 
     def _prove(self, rows: int, decoder: Decoder, shape: Shape) -> None:
         before = _moved(decoder)
-        chosen = decoder.out[:-1], decoder.logps[:-1]
-        played = [self._tapes[rows].play().clone(), *_moved(decoder), *(x.clone() for x in chosen)]
+        held = decoder.rows[: len(decoder.held)]
+        written = [decoder.out, decoder.logps]
+        played = [self._tapes[rows].play().clone(), *_moved(decoder), *(x.index_select(0, held) for x in written)]
         _put_back(decoder, before)
-        computed = [decoder.step(shape), *_moved(decoder), *chosen]  # writes the same places again
+        logits = decoder.step(shape)  # writes the same places again
+        computed = [logits, *_moved(decoder), *(x.index_select(0, held) for x in written)]
         if all(map(torch.equal, played, computed)):
             self._proven.add(rows)
         else:
-            self._allowed = False
+            self.allowed = False
             self._forget()
 
 
