@@ -145,6 +145,7 @@ def test_the_summary_by_hand() -> None:
     (peer,) = made["against_peers"]
     # visits: trl 20, 25; native (4 + 6) / 2 = 5, 5
     assert peer["times_faster"] == {"median": 22.5 / 5, "low": 4.0, "high": 5.0, "n": 2}
+    assert peer["times_faster_by_pairs"] == {"median": 5.0, "low": 5.0, "high": 5.0, "n": 2}  # 20 / 4, 25 / 5
     assert peer["memory_share"]["median"] == 2000 / 9000
     (floor,) = made["floors"]
     # decode: 2.5 s of rollout without 0.5 s of prefill; floor: 1600/7136 against 864/1856, then 992/1856
@@ -158,6 +159,23 @@ def test_the_summary_by_hand() -> None:
     assert critic["measured"]["median"] == 9.0 / 5.0
     assert critic["theory"] == (8 * 120 + 8 * 100) / (8 * 120)
     assert critic["quotient"] == pytest.approx(1.8 / (1760 / 960))
+
+
+def test_steps_in_turns_are_compared_two_by_two() -> None:
+    """What slows the machine for both is in both: 20 / 4, 27 / 9 and 25 / 5, not the medians' 25 / 5.
+
+    Elsewhere steps do not stand next to each other.
+    """
+    rows = measurements()
+    rows[0]["workload"]["turns"] = "steps"
+    rows[3]["steps"][1]["seconds"] = 9.0
+    rows[4]["steps"].append({**rows[4]["steps"][0], "seconds": 27.0})
+    made = summary.summarise(rows, [])
+    assert made["against_peers"][0]["times_faster_by_pairs"] == {"median": 5.0, "low": 3.0, "high": 5.0, "n": 3}
+    pairs = "median of each two steps in turns"
+    assert pairs in table.render(rows[0], made, [])
+    rows[0]["workload"]["turns"] = "visits"
+    assert pairs not in table.render(rows[0], made, [])
 
 
 def test_the_table_is_made_of_measurements_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

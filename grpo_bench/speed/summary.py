@@ -146,10 +146,17 @@ def _against(key: tuple[str, str], visits: dict[tuple[str, str], list[Row]]) -> 
         "peer": name,
         "dtype": dtype,
         "times_faster": asdict(ratio(_per_visit(peer), _per_visit(ours))),
+        # where they take steps in turns, each two stand next to each other: what slows the machine slows both
+        "times_faster_by_pairs": asdict(Spread.of(a["seconds"] / b["seconds"] for a, b in _pairs(peer, ours))),
         "memory_share": asdict(ratio(_memory(ours), _memory(peer))),
         "times_faster_rollout": median(s["phases"]["rollout"] for s in _steps(peer))
         / median(s["phases"]["rollout"] for s in _steps(ours)),
     }
+
+
+def _pairs(a: list[Row], b: list[Row]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The n-th steps of the n-th visits beside each other."""
+    return [pair for one, other in zip(a, b, strict=False) for pair in zip(one["steps"], other["steps"], strict=False)]
 
 
 def _floors(dtype: str, visits: list[Row], shape: Shape, machine: dict[str, Any]) -> dict[str, Any]:

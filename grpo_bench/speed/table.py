@@ -69,7 +69,7 @@ def render(heading: dict[str, Any], summary: dict[str, Any], figures: list[str])
     if summary["contenders"]:
         parts += ["## A whole step", _steps(summary), _note(heading), _states(summary)]
     if summary["against_peers"]:
-        parts += ["## Beside the peers", _peers(summary)]
+        parts += ["## Beside the peers", _peers(summary, heading["workload"].get("turns") == "steps")]
     if summary["floors"]:
         parts += ["## Beside the floor", _floors(summary), _FLOOR_NOTE]
     if summary["ppo_to_grpo"]:
@@ -151,11 +151,13 @@ def _states(summary: dict[str, Any]) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _peers(summary: dict[str, Any]) -> str:
-    head = ["", "beside", "precision", "times faster, a step", "times faster, rollout", "its memory is"]
+def _peers(summary: dict[str, Any], in_turns: bool) -> str:
+    pairs = ["median of each two steps in turns"] if in_turns else []
+    head = ["", "beside", "precision", "times faster, a step", *pairs, "times faster, rollout", "its memory is"]
     rows = [
         [
             _name(c["contender"]), _name(c["peer"]), c["dtype"], _spread(c["times_faster"]),
+            *([_spread(c["times_faster_by_pairs"])] if in_turns else []),
             f"{c['times_faster_rollout']:.3g}", f"{100 * c['memory_share']['median']:.0f} % of the peer's",
         ]
         for c in summary["against_peers"]
