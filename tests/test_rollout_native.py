@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_data import kernels_on, needs_compiler  # noqa: F401
 from model_data import ARCHITECTURES, make, network
 
 from grpo_bench.config import LoraConfig
@@ -184,6 +185,7 @@ def test_a_copy_in_low_precision_follows_the_weights() -> None:
         assert torch.equal(ours, master.bfloat16())
 
 
+@needs_compiler
 @pytest.mark.parametrize("kept", [0, 2**26])
 def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """The update that follows has its memory; the next rollout samples from the weights as they are then.
@@ -207,6 +209,7 @@ def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, ke
     assert second == fresh.generate(policy, tok, PROMPTS, 2, SAMPLED, NOISE)
 
 
+@needs_compiler
 def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest stay; what one holds is counted with its model."""
     monkeypatch.setattr(taped, "PLAIN_STEPS", 10**9)  # recordings come with time

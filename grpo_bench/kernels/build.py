@@ -114,9 +114,8 @@ def _built(found: str, flags: tuple[str, ...], made: Path) -> str | None:
     if all(one.returncode == 0 for one in done):
         done = [_run([found, *flags, "-shared", *map(str, objects), "-lm", "-o", str(made)])]
     failed = [one for one in done if one.returncode != 0]
-    if any(
-        one.returncode < 0 or b"Killed" in one.stderr for one in failed
-    ):  # else worse flags would be kept for what was an accident
+    # worse flags would be kept for what was an accident
+    if any(one.returncode < 0 or b"Killed" in one.stderr for one in failed):
         raise subprocess.SubprocessError(f"{found} was killed")
     return failed[0].stderr.decode(errors="replace") if failed else None
 
