@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from grpo_bench.evaluate import EVAL_SEED, Row, evaluate, summarise
 from grpo_bench.files import disk_errors
@@ -50,16 +51,17 @@ def baseline_key(cfg: Config, task: Task, weights: str, dtype: str, device: str)
 
 
 def baseline(
-    study: Path, phase: Phase, key: str, cfg: Config, measure: Callable[[], list[Row]]
-) -> tuple[str, dict[str, Any]]:
+    study: Path, phase: Phase, key: str, cfg: Config, measure: Callable[[], list[Row]], wait: bool = True
+) -> tuple[str, dict[str, Any]] | None:
     """(folder name, summary) of the baseline under ``study``; ``measure`` is called only if nobody did before.
 
-    ``baselines/<phase>-<key>/`` holds ``eval.jsonl.gz`` and ``result.json``; it appears whole or not at all.
+    ``baselines/<phase>-<key>/`` holds ``eval.jsonl.gz`` and ``result.json``; it appears whole or not at all. Without
+    ``wait`` None where another process is measuring it.
     """
     root, name = study / "baselines", f"{phase}-{key}"
-    with disk_errors(root):
+    with disk_errors(root), contextlib.suppress(Timeout):
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # jobs of a sweep that start together wait for the first
+        with FileLock(root / f".{name}.lock", blocking=wait):
             result = root / name / "result.json"
             if not result.is_file():
                 rows = measure()
@@ -82,38 +84,75 @@ def baseline(
                     shutil.rmtree(work, ignore_errors=True)
                     raise
             return name, json.loads(result.read_text())["eval"]
+    return None
 
 
-def prepare(
-    cfg: Config, study: Path, task: Task, policy: Policy, tokenizer: Any, engine: Engine, console: Console
-) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
-    """Warm-start ``policy`` in place and see to the evaluations before and after it under ``study``.
+class Baselines:
+    """A run's: folders and summaries by phase, and fingerprints of the weights (model, warmstart).
 
-    Returns their folders and summaries by phase, and fingerprints of the weights (model, warmstart).
+    Jobs of a sweep that start together find one of them measuring. The others do not wait for it: they begin, and look
+    again when they have ended.
     """
 
-    def measure(phase: Phase, weights: str) -> None:
+    def __init__(
+        self, cfg: Config, study: Path, task: Task, policy: Policy, tokenizer: Any, engine: Engine, console: Console
+    ) -> None:
+        """Warm-start ``policy`` in place, and see to the evaluations before and after it under ``study``."""
+        self.cfg, self.study, self.task, self.tokenizer, self.engine = cfg, study, task, tokenizer, engine
+        self.console, self._setting = console, (str(policy.dtype), policy.device.type)
+        self.folders: dict[str, str] = {}
+        self.summaries: dict[str, Any] = {}
+        self._later: dict[Phase, str] = {}  # being measured by another process
+        pretrained = model_fingerprint(policy.model)
+        key = warmstart_key(cfg, task, pretrained, policy.dtype)
+        if cfg.eval.pretrained or not key:
+            self._measure("pretrained", pretrained, policy)
+        if key:
+            self._warm_start(policy, key)
+            key = model_fingerprint(policy.model)  # the weights themselves: another machine trains them to other bits
+            self._measure("base", key, policy)
+        self.prints = {"model": pretrained, "warmstart": key}
+
+    def _warm_start(self, policy: Policy, key: str) -> None:
+        def progress(done: int, total: int) -> None:
+            self.console.phase("warm start", done, total)
+
+        warm_start(self.cfg, self.task, policy, self.tokenizer, key, progress)
+
+    def _measure(self, phase: Phase, weights: str, policy: Policy | None) -> None:
+        """``policy``: the one to measure now; None makes it anew, and waits for who is measuring it."""
+        cfg, task = self.cfg, self.task
+
         def rows() -> list[Row]:
-            console.note(f"evaluating the {phase} model on test, once for all runs of this study")
-            test = task.test(cfg.eval.test_n)
-            progress = console.evaluation
-            return evaluate(cfg, task, policy, tokenizer, engine, test, "test", 0, cfg.eval.samples, progress=progress)
+            self.console.note(f"evaluating the {phase} model on test, once for all runs of this study")
+            return evaluate(
+                cfg, task, policy or self._again(phase), self.tokenizer, self.engine, task.test(cfg.eval.test_n),
+                "test", 0, cfg.eval.samples, progress=self.console.evaluation,
+            )  # fmt: skip
 
-        key = baseline_key(cfg, task, weights, str(policy.dtype), policy.device.type)
-        folders[phase], summaries[phase] = baseline(study, phase, key, cfg, rows)
+        key = baseline_key(cfg, task, weights, *self._setting)
+        found = baseline(self.study, phase, key, cfg, rows, wait=policy is None)
+        if found is None:
+            self._later[phase] = weights
+        else:
+            self.folders[phase], self.summaries[phase] = found
 
-    folders: dict[str, str] = {}
-    summaries: dict[str, Any] = {}
-    pretrained = model_fingerprint(policy.model)
-    key = warmstart_key(cfg, task, pretrained, policy.dtype)
-    if cfg.eval.pretrained:
-        measure("pretrained", pretrained)
-    if key:
-        warm_start(cfg, task, policy, tokenizer, key, lambda done, total: console.phase("warm start", done, total))
-        key = model_fingerprint(policy.model)  # the weights themselves: another machine trains them to other bits
-        measure("base", key)
-    else:  # without a warm start they are one model
-        if not cfg.eval.pretrained:
-            measure("pretrained", pretrained)
-        folders["base"], summaries["base"] = folders["pretrained"], summaries["pretrained"]
-    return folders, summaries, {"model": pretrained, "warmstart": key}
+    def _again(self, phase: Phase) -> Policy:
+        """The model of a phase: this run's has been trained since, and who was measuring it did not finish."""
+        from grpo_bench.policy import Policy, choose_device, compute_dtype, load_model
+
+        device = choose_device(self.cfg)
+        model = load_model(self.cfg.model, device)
+        policy = Policy(model, compute_dtype(self.cfg.model.dtype, device))
+        if phase == "base":
+            pretrained = model_fingerprint(model)
+            self._warm_start(policy, warmstart_key(self.cfg, self.task, pretrained, policy.dtype))
+        return policy
+
+    def finish(self) -> None:
+        """See to those that another process was measuring; fills ``folders`` and ``summaries``."""
+        for phase, weights in self._later.items():
+            self._measure(phase, weights, None)
+        self._later = {}
+        if "base" not in self.folders:  # without a warm start they are one model
+            self.folders["base"], self.summaries["base"] = self.folders["pretrained"], self.summaries["pretrained"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,13 +105,13 @@ def make_batch(rollouts: Rollouts, total: list[float], correct: list[bool], devi
     group = rollouts.group_size
     prompts = [rollouts.prompt_ids[i // group] for i in range(len(rollouts.completion_ids))]
     width, length = max(map(len, prompts)), max(max(map(len, rollouts.completion_ids)), 1)
-    tokens = [
-        [0] * (width - len(p)) + p + c + [0] * (length - len(c))
-        for p, c in zip(prompts, rollouts.completion_ids, strict=True)
-    ]
+    tokens = np.zeros((len(prompts), width + length), dtype=np.int64)
+    for row, prompt, completion in zip(tokens, prompts, rollouts.completion_ids, strict=True):
+        row[width - len(prompt) : width] = prompt
+        row[width : width + len(completion)] = completion
     sizes = torch.tensor([len(c) for c in rollouts.completion_ids], device=device)
     return Batch(
-        tokens=torch.tensor(tokens, device=device),
+        tokens=torch.from_numpy(tokens).to(device),
         mask=(torch.arange(length, device=device)[None] < sizes[:, None]).float(),
         group_ids=torch.arange(len(prompts), device=device) // group,
         rewards=torch.tensor(total, device=device),

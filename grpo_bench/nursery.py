@@ -92,6 +92,7 @@ class Nursery:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
+        self._compiling: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def start(self, argv: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> Hatchling:
@@ -114,6 +115,12 @@ class Nursery:
         return Hatchling(argv, news)
 
     def _begin(self, environment: dict[str, str]) -> None:
+        """Importing keeps one core busy; kernels that were not compiled yet are compiled on others meanwhile."""
+        if self._compiling is None and environment.get("GRPO_BENCH_KERNELS", "1") != "0":
+            self._compiling = subprocess.Popen(
+                [sys.executable, "-P", str(Path(__file__).with_name("kernels") / "build.py")],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
         if self._orders is not None:  # of one that is gone
             self._orders.close()
         ours, theirs = socket.socketpair()
@@ -134,6 +141,10 @@ class Nursery:
                 self._process.kill()  # it may be at its imports, and has nothing to put in order
                 self._process.wait()
             self._process, self._orders = None, None
+            if self._compiling is not None:
+                self._compiling.terminate()
+                self._compiling.wait()
+                self._compiling = None
 
 
 # ------------------------------------------------------------------ in the nursery's own process

@@ -176,7 +176,7 @@ def _device() -> dict[str, Any]:
     out: dict[str, Any] = {
         "torch_threads": torch.get_num_threads(),
         "gpus": [],
-        "kernels": None if gpu else kernels.fingerprint(),
+        "kernels": kernels.fingerprint(on_gpu=gpu),
     }
     if gpu:
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from grpo_bench import rewards
-from grpo_bench.baselines import prepare
+from grpo_bench.baselines import Baselines
 from grpo_bench.collect import Experience, describe, drop
 from grpo_bench.console import Console
 from grpo_bench.cost import Meter, Size
@@ -65,9 +65,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
         engine = make_engine(cfg.rollout)
         rewards.load(cfg)
         # this policy has no name here: what an engine keeps for it (a copy of its weights) goes when it does
-        shared, summaries, prints = prepare(
-            cfg, directory.parent, task, Policy(model, dtype), tokenizer, engine, console
-        )
+        before = Baselines(cfg, directory.parent, task, Policy(model, dtype), tokenizer, engine, console)
 
         algo = cfg.algo
         reference = algo.needs_reference and (cfg.kl_coef > 0 or algo.kl.control == "adaptive")
@@ -84,7 +82,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             "seed": cfg.seed,
             "config_hash": config_hash(cfg),
             "prompt_stream_hash": task.prompt_stream_hash,
-            "fingerprints": {"data": task.fingerprint, "grader": grader(cfg.task.answer), **prints},
+            "fingerprints": {"data": task.fingerprint, "grader": grader(cfg.task.answer), **before.prints},
         }
         record = RunRecord(directory, cfg, meta=meta)
         checkpoint = record.start()
@@ -99,11 +97,13 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             parts.bystanders.begin(state.machine)
             console.begin(state.spent(cfg.budget.unit, meter.training) / cfg.budget.amount)
             status = train(parts, state, record, tracker, console)
-            summaries["final"] = look(parts, state, record, console, "test")
+            final = look(parts, state, record, console, "test")
+            before.finish()
+            summaries = {**before.summaries, "final": final}
             if cfg.export:
                 models.policy.export(directory / "export", tokenizer)
             reason = f"loss or gradient not finite in {DIVERGED_AFTER} steps in a row, the last being {state.step}"
-            result = result_of(parts, state, summaries, shared, status, reason if status == "diverged" else "")
+            result = result_of(parts, state, summaries, before.folders, status, reason if status == "diverged" else "")
             result = record.finish(result)
             code = 0
             console.last_line(result, directory)

@@ -37,6 +37,13 @@ def take(batch: Batch, rows: Tensor) -> Batch:
     return replace(batch, **fields)
 
 
+def _on_host(parts: dict[str, list[Tensor]]) -> dict[str, list[float]]:
+    """The numbers of a minibatch's parts, a GPU being waited for once: it works while the next part is prepared."""
+    flat = [x.double() for values in parts.values() for x in values]
+    numbers = iter(torch.stack(flat).tolist() if flat else ())
+    return {name: [next(numbers) for _ in values] for name, values in parts.items()}
+
+
 def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.0) -> float:
     """One update on a sum of micro-batch losses; returns its value. For plain supervised training."""
     total = 0.0
@@ -234,8 +241,7 @@ class Learner:
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
-        sums: dict[str, float] = defaultdict(float)
-        ratios: list[tuple[float, float]] = []
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         packed = models.policy.takes_plans
         for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
             part, some_rows = take(batch, some), layout(batch, some)
@@ -243,25 +249,28 @@ class Learner:
             self._charge(part, train_policy, self.critic is not None and not self.kept)
             if train_policy or self.shared:
                 with self.timed("actor"):
-                    self._actor(part, some_rows, weight, train_policy, sums, ratios)
+                    self._actor(part, some_rows, weight, train_policy, parts)
             if models.critic is not None and not self.shared and not self.kept:
                 with self.timed("critic"):
-                    self._value_loss(part, weight, models.critic.values(some_rows), sums).backward()
+                    self._value_loss(part, weight, models.critic.values(some_rows), parts).backward()
         for some, values in self.kept:
             part = take(batch, some)
             self._charge(part, False, True)
             with self.timed("critic"):
-                self._value_loss(part, weights[some], values, sums).backward()
+                self._value_loss(part, weights[some], values, parts).backward()
         if train_policy and not len(rows):  # moments decay and move weights, as they do on a gradient of 0
             for parameter in self.policy.parameters:
                 parameter.grad = torch.zeros_like(parameter)
+        found = _on_host(parts)
+        ratio_min, ratio_max = found.pop("ratio_min", []), found.pop("ratio_max", [])
+        sums = defaultdict(float, {name: sum(values) for name, values in found.items()})
         tokens = sums.pop("tokens", 0.0)
         if train_policy and tokens:
             for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high", "ref_k1", "ref_k2", "ref_k3"):
                 seen[name].append(sums[name] / tokens)
             seen["kl_old"].append(sums["k3"] / tokens)
-            seen["ratio_min"].append(min(low for low, _ in ratios))
-            seen["ratio_max"].append(max(high for _, high in ratios))
+            seen["ratio_min"].append(min(ratio_min))
+            seen["ratio_max"].append(max(ratio_max))
         if train_policy:
             seen["loss"].append(sums["policy_loss"])
         if models.critic is not None:
@@ -269,9 +278,8 @@ class Learner:
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
     def _actor(
-        self, part: Batch, rows: Layout, weight: Tensor, train_policy: bool, sums: dict[str, float],
-        ratios: list[tuple[float, float]],
-    ) -> None:  # fmt: skip
+        self, part: Batch, rows: Layout, weight: Tensor, train_policy: bool, parts: dict[str, list[Tensor]]
+    ) -> None:
         """Forward and backward of the policy on some rows, with a value head on its trunk if it has one."""
         algo, models, temperature = self.algo, self.models, self.cfg.rollout.temperature
         loss = torch.zeros((), device=weight.device)
@@ -282,18 +290,18 @@ class Learner:
                 part = replace(part, old_logp=logp.detach())
             policy_loss = (weight * algo.token_loss(logp, part, entropy if algo.needs_entropy else None)).sum()
             loss = loss + policy_loss
-            sums["policy_loss"] += float(policy_loss.detach())
-            self._observe(part, logp.detach(), entropy.detach(), sums, ratios)
+            parts["policy_loss"].append(policy_loss.detach())
+            self._observe(part, logp.detach(), entropy.detach(), parts)
         if self.shared and models.critic is not None:
             # the policy is frozen: only the head learns
             states = states if train_policy else states.detach()
-            loss = loss + self._value_loss(part, weight, models.critic.values(rows, states), sums)
+            loss = loss + self._value_loss(part, weight, models.critic.values(rows, states), parts)
         loss.backward()
 
-    def _value_loss(self, part: Batch, weight: Tensor, values: Tensor, sums: dict[str, float]) -> Tensor:
-        """The weighted value loss of some rows, which joins the sums."""
+    def _value_loss(self, part: Batch, weight: Tensor, values: Tensor, parts: dict[str, list[Tensor]]) -> Tensor:
+        """The weighted value loss of some rows, which joins the parts."""
         loss = (weight * self.algo.value_loss(values, part)).sum()
-        sums["value_loss"] += float(loss.detach())
+        parts["value_loss"].append(loss.detach())
         return self.algo.value_weight * loss
 
     def _charge(self, part: Batch, train_policy: bool, critic: bool) -> None:
@@ -316,10 +324,8 @@ class Learner:
         if critic:  # kept values had their forward when they were scored
             self.flops += (whole - bool(self.kept)) * self.size.shared(prompts, groups, lengths, 0)
 
-    def _observe(
-        self, part: Batch, logp: Tensor, entropy: Tensor, sums: dict[str, float], ratios: list[tuple[float, float]]
-    ) -> None:
-        """Sums over tokens of what a dashboard shows of the update.
+    def _observe(self, part: Batch, logp: Tensor, entropy: Tensor, parts: dict[str, list[Tensor]]) -> None:
+        """Sums over some rows' tokens of what a dashboard shows of the update.
 
         The ratio is the one that the algorithm clips: a whole answer's counts once for each of its tokens.
         """
@@ -331,7 +337,7 @@ class Learner:
         on = mask.bool()
         if part.ref_logp is not None:
             for name, estimate in ops.KL_ESTIMATORS.items():
-                sums[f"ref_{name}"] += float((estimate(logp, part.ref_logp) * mask).sum())
+                parts[f"ref_{name}"].append((estimate(logp, part.ref_logp) * mask).sum())
         for name, value in {
             "tokens": mask,
             "entropy": entropy * mask,
@@ -342,8 +348,9 @@ class Learner:
             "clip_low": ((part.advantages < 0) & (ratio < 1 - low)) * mask,
             "clip_high": ((part.advantages > 0) & (ratio > 1 + high)) * mask,
         }.items():
-            sums[name] += float(value.sum())
-        ratios.append((float(ratio[on].min()), float(ratio[on].max())))
+            parts[name].append(value.sum())
+        parts["ratio_min"].append(torch.where(on, ratio, torch.inf).min())
+        parts["ratio_max"].append(torch.where(on, ratio, -torch.inf).max())
 
     def _metrics(self, seen: dict[str, list[float]], stopped: int, skipped: int) -> dict[str, float]:
         def mean(name: str) -> float:

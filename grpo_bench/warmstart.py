@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from grpo_bench.optimiser import Optimiser
 from grpo_bench.paths import cache_dir
 from grpo_bench.policy import Policy, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
+from grpo_bench.resources import cores
 from grpo_bench.rollout.finish import end_tokens
 from grpo_bench.tasks import Task
 from grpo_bench.types import Batch
@@ -28,6 +30,25 @@ if TYPE_CHECKING:
 
 WARMUP = 20  # updates of rising learning rate
 VERSION = 2  # of what this file does to weights; part of the cache's key
+MOST_THREADS = 4  # a small model's products do not gain by more
+
+
+def threads() -> int:
+    """Threads of a warm start: the jobs of a sweep that begin together wait for the one that trains, and leave theirs.
+
+    So they depend on the machine, and the warm-started weights not on how many threads a job has.
+    """
+    return max(torch.get_num_threads(), min(cores(), MOST_THREADS))
+
+
+@contextlib.contextmanager
+def _all_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -52,7 +73,7 @@ def warmstart_key(cfg: Config, task: Task, pretrained: str, dtype: torch.dtype) 
         "warmstart": cfg.model.warmstart.model_dump(mode="json"),
         "dtype": str(dtype),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -75,7 +96,8 @@ def warm_start(
             if path.is_file() and digest.is_file() and digest.read_bytes() == _sha256(path):
                 load_model(policy.model, path, device=str(policy.device))
                 return False
-            _train(cfg, task, policy, tokenizer, progress)
+            with _all_threads():
+                _train(cfg, task, policy, tokenizer, progress)
             part = path.with_suffix(f".{os.getpid()}.part")
             try:
                 save_model(policy.model, str(part))

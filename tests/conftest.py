@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from grpo_bench.device import cuda_available
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not cuda_available():  # Triton's interpreter, which must be chosen before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo_bench.policy import Policy, head, layout, norms, shared_prompt
+from grpo_bench.policy import Policy, head, layout, memory, norms, shared_prompt
 from grpo_bench.policy.network import _select
 from grpo_bench.policy.packed import pack
 from grpo_bench.types import Rollouts
@@ -144,7 +144,7 @@ def test_large_scores_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_fused_head_gives_the_plain_values_and_gradients(
     kept: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "KEPT_ELEMENTS", kept)
+    monkeypatch.setattr(memory, "KEPT_ELEMENTS", kept)
     monkeypatch.setattr(head, "BLOCK_ELEMENTS", block)
     torch.manual_seed(0)
     hidden = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)

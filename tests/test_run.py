@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import study_builder
 import torch
+from filelock import FileLock
 from model_data import SMALL, make
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from grpo_bench import baselines
 from grpo_bench.config import parse
 from grpo_bench.identity import run_dir
 from grpo_bench.run import run
@@ -138,6 +141,30 @@ def test_baselines_and_warm_start_are_shared(tmp_path: Path) -> None:
     assert one["baselines"] == two["baselines"]
     assert one["eval"]["base"] == two["eval"]["base"]
     assert len(list((tmp_path / "cache" / "warmstart").glob("*.safetensors"))) == 1
+
+
+def test_nobody_waits_for_a_baseline_that_another_job_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run begins without it, and sees to it at its end: makes the model anew where the other one did not finish."""
+    _, alone = go(tmp_path / "alone", "algo=grpo", "budget.amount=16")
+    taken = baselines.baseline
+
+    def others(*args: Any, wait: bool = True) -> Any:
+        return taken(*args, wait=wait) if wait else None
+
+    monkeypatch.setattr(baselines, "baseline", others)
+    _, late = go(tmp_path / "late", "algo=grpo", "budget.amount=16")
+    assert late["eval"] == alone["eval"]
+    assert late["baselines"] == alone["baselines"]
+
+
+def test_a_baseline_being_measured_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "baselines").mkdir()
+    rows: list[Any] = study_builder.rows([1, 0], step=0)
+    with FileLock(tmp_path / "baselines" / ".base-0.lock"):
+        assert baselines.baseline(tmp_path, "base", "0", make(), lambda: rows, wait=False) is None
+    found = baselines.baseline(tmp_path, "base", "0", make(), lambda: rows, wait=False)
+    assert found is not None
+    assert found == baselines.baseline(tmp_path, "base", "0", make(), lambda: [], wait=True)
 
 
 def test_a_longer_budget_extends_a_finished_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
-from grpo_bench.policy import Policy, head, layout
+from grpo_bench.policy import Policy, head, layout, memory
 from grpo_bench.policy.linear import TrainedLinear
 from grpo_bench.policy.load import load_model
 
@@ -135,7 +135,7 @@ def test_head_with_and_without(dtype):
             kernels.use(on)
             h, w = states.to(dtype).requires_grad_(), weight.clone().requires_grad_()
             with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
-                patch.setattr(head, "KEPT_ELEMENTS", kept)
+                patch.setattr(memory, "KEPT_ELEMENTS", kept)
                 logp, entropy = head.head_logp(h, w, targets, 0.8)
             (logp * torch.arange(50)).sum().backward()
             found.append((logp.detach(), entropy, h.grad, w.grad))

@@ -1,10 +1,10 @@
-"""Own CPU code for sampling and training: what stands between the matrix products, and some of these products.
+"""Own code for sampling and training: what stands between the matrix products, and on a CPU some of these products.
 
-On a processor one token of each row costs dozens of tensor operations per layer, of which few are products: dispatching
-them and passing over memory again and again took most of the time. ``sampling.c``, ``attention.c`` and ``layers.c`` do
-each in one pass; ``products.c`` reads weights in the order in which they lie. Each function equals a form in torch,
-which is used where this is not: without a C compiler, in other precisions than fp32 and bfloat16, with
-``GRPO_BENCH_KERNELS=0``.
+One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
+passing over memory again and again took most of the time. ``sampling.c``, ``attention.c`` and ``layers.c`` do each in
+one pass on a processor, ``gpu/`` on a GPU; ``products.c`` reads weights in the order in which they lie. Each function
+equals a form in torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32
+and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import build
+from grpo_bench.kernels import build, gpu
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 TILES = 32  # rows and depth of a block in products.c
@@ -82,19 +82,22 @@ def use(on: bool) -> None:
 
 
 def available() -> bool:
-    """Whether kernels are used on this machine; compiles them at the first call."""
+    """Whether kernels are used on this machine's processor; compiles them at the first call."""
     return _allowed and _library() is not None
 
 
-def fingerprint() -> str | None:
+def fingerprint(on_gpu: bool = False) -> str | None:
     """What the kernels in use were compiled from, with and for; None where torch's forms are used."""
+    if on_gpu:
+        return gpu.fingerprint() if _allowed else None
     return _name if available() else None
 
 
 def take(x: Tensor, *others: Tensor) -> bool:
     """Whether kernels are used for tensors like these, all of one type."""
-    same = all(other.dtype == x.dtype for other in others)
-    return _allowed and same and x.device.type == "cpu" and x.dtype in NAMES and _library() is not None
+    if not _allowed or x.dtype not in NAMES or not all(other.dtype == x.dtype for other in others):
+        return False
+    return gpu.serves(x) or (x.device.type == "cpu" and _library() is not None)
 
 
 class _Heard(threading.local):
@@ -134,13 +137,23 @@ def _dense_last(x: Tensor) -> Tensor:
 
 def decode_attention(
     query: Tensor, key: Tensor, value: Tensor, own: tuple[Tensor, Tensor], prompts: tuple[Tensor, Tensor],
-    counts: Tensor, sizes: Tensor, places: Tensor, scaling: float, window: int | None, softcap: float | None,
+    counts: Tensor, sizes: Tensor, places: Tensor, cells: Tensor | None, grid: Tensor | None, members: int,
+    scaling: float, window: int | None, softcap: float | None,
 ) -> Tensor:  # fmt: skip
     """(1,H,N,d) queries and (1,K,N,d) keys and values of one new token of each row -> (1,N,H,d).
 
     Writes the new keys and values to ``own`` (rows,K,T,d) at (N,) ``counts`` - 1; row n also sees its prompt's
-    ``sizes[n]`` tokens in ``prompts`` (P,K,S,d) at ``places[n]``. See ``policy.attention.Plan`` for the rest.
+    ``sizes[n]`` tokens in ``prompts`` (P,K,S,d) at ``places[n]``. ``cells``, ``grid`` and ``members`` say the same by
+    prompts, see ``rollout.plans.Where``. See ``policy.attention.Plan`` for the rest.
     """
+    if gpu.serves(query):
+        from grpo_bench.kernels.gpu import attention as on_gpu
+
+        if cells is None or grid is None:  # the rows are that grid
+            cells = grid = torch.arange(query.shape[2], device=query.device)
+        return on_gpu.decode_attention(
+            query, key, value, own, prompts, counts, sizes, cells, grid, members, scaling, window, softcap
+        )
     query, key, value = (_dense_last(x[0]) for x in (query, key, value))
     heads, rows, width = query.shape
     out = query.new_empty(1, rows, heads, width)
@@ -161,6 +174,10 @@ def decode_attention(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tensor:
     """(...,h) and (h,) of one type -> (...,h): x / sqrt(mean(x²) + eps) · (shift + weight)."""
+    if gpu.serves(x):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.normed(x, weight, eps, shift, x.dtype)
     x, weight = x.contiguous(), weight.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
     _call(
@@ -172,6 +189,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """(b,V) fp32 logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
+    if gpu.serves(logits):
+        from grpo_bench.kernels.gpu import sampling as on_gpu
+
+        return on_gpu.draw(logits, temperature, uniforms)
     logits, uniforms = _dense_last(logits), uniforms.to(torch.float64).contiguous()
     tokens = torch.empty(len(logits), dtype=torch.long)
     logps = torch.empty(len(logits), dtype=torch.float32)
@@ -232,6 +253,10 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
 def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(n,V) logits, dense, become probabilities at ``temperature``, in place -> (n,) log-probs of ``targets`` and
     entropies, fp32. Rows with a NaN or an infinite largest logit become NaN."""
+    if gpu.serves(logits):
+        from grpo_bench.kernels.gpu import head as on_gpu
+
+        return on_gpu.soften(logits, targets, temperature)
     rows, words = logits.shape
     targets = targets.to(torch.long).contiguous()
     if rows and not 0 <= int(targets.min()) <= int(targets.max()) < words:
@@ -252,6 +277,10 @@ def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
 
     ``targets`` are those that ``soften`` took.
     """
+    if gpu.serves(probs):
+        from grpo_bench.kernels.gpu import head as on_gpu
+
+        return on_gpu.logp_gradient(probs, targets, scales)
     scales, targets = scales.float().contiguous(), targets.to(torch.long).contiguous()
     _call(
         f"logp_gradient_{NAMES[probs.dtype]}",

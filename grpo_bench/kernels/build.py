@@ -1,7 +1,11 @@
-"""Compile the C files here with the machine's C compiler, once per machine; without one the program does without."""
+"""Compile the C files here with the machine's C compiler, once per machine; without one the program does without.
+
+``python build.py`` does only that, and needs no torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -12,10 +16,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
-UNITS = ("sampling.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
+UNITS = ("sampling.c", "sampling_bfloat16.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
 HEADERS = (
-    "vectors.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h", "packed_attention.h",
+    "vectors.h", "decode.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
+    "packed_attention.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack
@@ -61,12 +68,30 @@ def load() -> tuple[ctypes.CDLL, str]:
 
 
 def _in(folder: Path, key: str, found: str) -> tuple[ctypes.CDLL, str]:
-    for number in range(len(TRIES)):
-        path = folder / f"{key}-{number}.so"
-        if path.is_file():
-            return ctypes.CDLL(str(path)), path.stem
-    path = _compile(found, folder, key)
+    path = _made(folder, key, found)
     return ctypes.CDLL(str(path)), path.stem
+
+
+def _made(folder: Path, key: str, found: str) -> Path:
+    if (path := _known(folder, key)) is not None:
+        return path
+    with FileLock(folder / f".{key}.lock"):  # of processes that start together one compiles, with all the cores
+        return _known(folder, key) or _compile(found, folder, key)
+
+
+def _known(folder: Path, key: str) -> Path | None:
+    paths = (folder / f"{key}-{number}.so" for number in range(len(TRIES)))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def main() -> None:
+    """Compile, if this machine has not; what is in the way shows when the library is loaded."""
+    found = compiler()
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
+        if found is not None:
+            folder = cache_dir()
+            folder.mkdir(parents=True, exist_ok=True)
+            _made(folder, _key(found), found)
 
 
 def _key(found: str) -> str:
@@ -122,3 +147,7 @@ def _built(found: str, flags: tuple[str, ...], made: Path) -> str | None:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+
+
+if __name__ == "__main__":
+    main()

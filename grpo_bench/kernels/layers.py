@@ -9,20 +9,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import NAMES, _call, _dense_last, _threads
+from grpo_bench.kernels import NAMES, _call, _dense_last, _threads, gpu
 
 NORM_ROWS = 128  # whose gradients of a norm's weights are summed before the blocks' are
 
 
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Tensor:
-    """(H,N,d) and fp32 (N,d) twice -> (H,N,d), laid out as (N,H,d): x·cos + half-rotated x·sin.
+def rotate(x: Tensor, y: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:
+    """(H,N,d), (K,N,d) and fp32 (N,d) twice -> (H,N,d) and (K,N,d), laid out as (N,H,d): z·cos + half-rotated z·sin.
 
-    ``back``: from the gradient of what comes out to that of ``x``.
+    ``back``: from the gradients of what comes out to those of ``x`` and ``y``.
     """
+    rows, width = x.shape[1:]
+    assert width % 2 == 0
+    assert y.shape[1:] == x.shape[1:]
+    assert all(t.shape == (rows, width) and t.dtype == torch.float32 and t.is_contiguous() for t in (cosines, sines))
+    if gpu.serves(x):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.rotate(x, y, cosines, sines, back)
+    return _rotated(x, cosines, sines, back), _rotated(y, cosines, sines, back)
+
+
+def _rotated(x: Tensor, cosines: Tensor, sines: Tensor, back: bool) -> Tensor:
     x = _dense_last(x)
     heads, rows, width = x.shape
-    assert width % 2 == 0
-    assert all(t.shape == (rows, width) and t.dtype == torch.float32 and t.is_contiguous() for t in (cosines, sines))
     out = x.new_empty(rows, heads, width).transpose(0, 1)
     _call(
         f"rotate_{NAMES[x.dtype]}",
@@ -34,6 +44,10 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, back: bool = False) -> Ten
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate)·up of two tensors of one shape and type."""
+    if gpu.serves(gate):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.gate(gate, up)
     assert gate.shape == up.shape
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
@@ -46,6 +60,10 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
 
 def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Of ``gate``, by its first and its second argument; all of one shape and type."""
+    if gpu.serves(gate):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.gate_gradient(gate, up, grad)
     assert gate.shape == up.shape == grad.shape
     gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
@@ -64,6 +82,10 @@ def norms(x: torch.dtype, out: torch.dtype) -> bool:
 
 def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype) -> Tensor:
     """(...,h) and fp32 (h,) -> (...,h) of type ``out``: x / sqrt(mean(x²) + eps) · (shift + weight)."""
+    if gpu.serves(x):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.normed(x, weight, eps, shift, out)
     x, weight = x.contiguous(), weight.contiguous()
     assert weight.shape == x.shape[-1:]
     made, width = torch.empty_like(x, dtype=out), x.shape[-1]
@@ -76,6 +98,10 @@ def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype
 
 def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
     """Of ``normed``: by ``x``, of its type, and by ``weight``, (h,) fp32; ``grad`` is of the type that came out."""
+    if gpu.serves(x):
+        from grpo_bench.kernels.gpu import layers as on_gpu
+
+        return on_gpu.norm_gradient(x, weight, grad, eps, shift)
     x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
     assert weight.shape == x.shape[-1:]
     width = x.shape[-1]

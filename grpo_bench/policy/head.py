@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
-from grpo_bench.cost import KEPT_ELEMENTS  # in the products' precision; else made again
+from grpo_bench.policy.memory import kept_elements
 
 BLOCK_ELEMENTS = 2**20  # of logits worked on at once: what stays in a processor's cache
 
@@ -20,7 +20,7 @@ def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: floa
     The softmax is in fp32 (float64 for float64); the products are in ``hidden``'s precision. Gradients flow through the
     log-probs alone.
     """
-    size = max(KEPT_ELEMENTS // weight.shape[0], 1)
+    size = max(kept_elements(hidden.device) // weight.shape[0], 1)
     keep = len(targets) <= size
     device = hidden.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -31,11 +31,14 @@ class Layout:
 
     @cached_property
     def packed(self) -> Packed:
-        """Without padding, each prompt once. ValueError where rows of a group have different prompts."""
+        """Without padding, each prompt once, in the order of the rows. ValueError where rows of a group have different
+        prompts."""
         found, group = torch.unique(self.group_ids, return_inverse=True)
         first = torch.full_like(found, len(group)).scatter_reduce_(
             0, group, torch.arange(len(group), device=group.device), "amin"
         )
+        first, order = first.sort()
+        group = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))[group]
         width = self._width
         inside = torch.arange(width, device=group.device)[None] >= width - self.prompt_lengths[:, None]
         prompt_tokens = self.tokens[:, :width] * inside

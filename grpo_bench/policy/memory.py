@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
+from grpo_bench.cost import KEPT_ELEMENTS
 from grpo_bench.types import UserError
+
+KEPT_SHARE = 0.08  # of a GPU's memory, for probabilities in fp32
 
 
 def share_of_memory(device: torch.device, share: float, cpu: int) -> int:
@@ -19,6 +22,11 @@ def share_of_memory(device: torch.device, share: float, cpu: int) -> int:
     if device.type != "cuda":
         return cpu
     return int(share * torch.cuda.get_device_properties(device).total_memory)
+
+
+def kept_elements(device: torch.device) -> int:
+    """Probabilities over the vocabulary that are kept from an update's forward to its backward; more are made again."""
+    return share_of_memory(device, KEPT_SHARE, 4 * KEPT_ELEMENTS) // 4
 
 
 def is_out_of_memory(e: BaseException) -> bool:

@@ -85,10 +85,16 @@ class Policy(nn.Module):
             for layer in layers:
                 layer.training = False
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(N,h) states -> (N,V) logits as the model's own forward would give them; fp32, or the weights' float64."""
+    def logits(self, hidden: Tensor, wide: bool = True) -> Tensor:
+        """(N,h) states -> (N,V) logits as the model's own forward would give them; fp32, or the weights' float64.
+
+        Without ``wide`` they may be in the products' precision, where nothing is done to them.
+        """
         config = self.model.config
-        logits = widen(self.model.get_output_embeddings()(hidden))
+        logits = self.model.get_output_embeddings()(hidden)
+        if not wide and self.head_is_linear:
+            return logits
+        logits = widen(logits)
         if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
             logits = logits / scale
         if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere

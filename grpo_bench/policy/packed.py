@@ -15,7 +15,8 @@ from torch import Tensor
 
 from grpo_bench import kernels
 from grpo_bench.kernels.attention import Sequences
-from grpo_bench.policy import packed_attention
+from grpo_bench.policy import flash_attention, packed_attention
+from grpo_bench.policy.flash_attention import Segments
 from grpo_bench.policy.shared_prompt import attend
 
 
@@ -110,6 +111,7 @@ class Packed:
     lengths: Tensor  # (P,) of the prompts
     members: int  # M
     sequences: Sequences | None  # None where the tokens are not on the CPU
+    segments: Segments | None  # None where they are
     biases: dict[Any, Tensor] = field(default_factory=dict)
 
     def states_of(self, hidden: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ class Packed:
         if torch.is_autocast_enabled(device):  # where rotary embeddings left queries and keys in fp32
             low = torch.get_autocast_dtype(device)
             key, value = key.to(low), value.to(low)
-            if self._compiled(key, value, softcap):  # which scales in fp32
+            if self._scales(query.to(low), key, value, window, softcap):  # in fp32
                 query = query.to(low)
             else:
                 query, scaling = (query * scaling).to(low), 1.0
@@ -142,6 +144,8 @@ class Packed:
                 return self.attend(layer, query, key, value, scaling, window, softcap)
         if self.sequences is not None and query.dtype == key.dtype and self._compiled(key, value, softcap):
             return packed_attention.attend(query, key, value, self.sequences, scaling, window)
+        if self.segments is not None and self._flashes(query, key, value, window, softcap):
+            return flash_attention.attend(query, key, value, self.segments, scaling)
         q, k, v = (x[0].transpose(0, 1) for x in (query * scaling if scaling != 1 else query, key, value))  # (N,·,d)
 
         def grid(x: Tensor, where: Grid, rows: int) -> Tensor:  # -> (P, rows, width, heads, d)
@@ -171,6 +175,15 @@ class Packed:
     def _compiled(self, key: Tensor, value: Tensor, softcap: float | None) -> bool:
         """Whether the kernels attend to these; values narrower than keys, as in latent attention, they do not know."""
         return softcap is None and key.shape == value.shape and self.sequences is not None and kernels.take(key, value)
+
+    def _flashes(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> bool:
+        """Whether flash attention attends to these."""
+        known = softcap is None and self.segments is not None
+        return known and flash_attention.takes(query, key, value, window, self.segments)  # type: ignore[arg-type]
+
+    def _scales(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> bool:
+        """Whether what attends to these scales the scores itself."""
+        return self._compiled(key, value, softcap) or self._flashes(query, key, value, window, softcap)
 
     def _bias(self, part: str, like: Tensor, window: int | None) -> Tensor:
         """(P or 1, T, S+T) for completions, (1,S,S) for prompts: made once for all layers."""
@@ -229,9 +242,11 @@ def pack(prompts: list[Tensor], group: Tensor, completions: Tensor, lengths: Ten
     firsts = flat[live]
     states[firsts] = (starts + sizes - 1)[group[live]]
     predicts = torch.repeat_interleave(flat, inner) + ragged_range(inner) + 1
-    sequences = Sequences.of(sizes, group, inner) if device.type == "cpu" else None
+    on_cpu = device.type == "cpu"
+    sequences = Sequences.of(sizes, group, inner) if on_cpu else None
+    segments = None if on_cpu else Segments.of(sizes, group, inner)
     return Packed(
         ids, positions, states, firsts, predicts,
         Grid.of(torch.arange(P, device=device), sizes, P), Grid.of(group * members + rank, inner, P * members),
-        sizes, members, sequences,
+        sizes, members, sequences, segments,
     )  # fmt: skip

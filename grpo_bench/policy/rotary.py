@@ -2,8 +2,8 @@
 
 arXiv 2104.09864. transformers' models look the function ``apply_rotary_pos_emb`` up in their modelling file. In tensor
 operations it makes ten passes over queries and keys, forward and again backward, and hands on fp32 under autocast,
-which attention casts again. What is not as it is in this project's forwards (one row of tokens, a processor, fp32 or
-bfloat16) goes to the original. Other models of the same file in the process, such as a reward model, have it too.
+which attention casts again. What is not as it is in this project's forwards (one row of tokens, fp32 or bfloat16) goes
+to the original. Other models of the same file in the process, such as a reward model, have it too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> Pair:
         ctx.save_for_backward(cosines, sines)
-        return _turned(query, cosines, sines), _turned(key, cosines, sines)
+        return _turned(query, key, cosines, sines)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
         cosines, sines = ctx.saved_tensors
-        q, k = (layers.rotate(grad[0], cosines, sines, back=True)[None] for grad in grads)
-        return q, k, None, None
+        q, k = layers.rotate(grads[0][0], grads[1][0], cosines, sines, back=True)
+        return q[None], k[None], None, None
 
 
 def _takes(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> bool:
@@ -49,7 +49,8 @@ def _takes(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> bool:
         return False
     if cosines.requires_grad or cosines.dtype not in kernels.NAMES or sines.dtype != cosines.dtype:
         return False
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == query.dtype
+    device = query.device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == query.dtype
     return autocast or torch.promote_types(query.dtype, cosines.dtype) == query.dtype
 
 
@@ -57,13 +58,14 @@ def rotated(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> Pair:
     """(1,H,N,d), (1,K,N,d) and (1,N,d) twice -> queries and keys with their positions in them; see ``_takes``."""
     cosines, sines = _wide(cosines), _wide(sines)
     if not torch.is_grad_enabled():  # sampling: the operation itself takes less time than autograd's form of it
-        return _turned(query, cosines, sines), _turned(key, cosines, sines)
+        return _turned(query, key, cosines, sines)
     q, k = _Rotated.apply(query, key, cosines, sines)
     return q, k
 
 
-def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    return layers.rotate(x[0], cosines, sines)[None]
+def _turned(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> Pair:
+    q, k = layers.rotate(query[0], key[0], cosines, sines)
+    return q[None], k[None]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def install(model: PreTrainedModel) -> int:
 
     It is asked: one that answers otherwise (pairs that lie side by side, a part of each head) stays.
     """
-    if model.device.type != "cpu" or not kernels.available():
+    if not kernels.take(torch.empty(0, device=model.device)):
         return 0
     found = 0
     for name in {type(module).__module__ for module in model.modules()}:
@@ -102,16 +104,16 @@ def install(model: PreTrainedModel) -> int:
             continue
         if hasattr(original, "original"):
             found += 1
-        elif _computes_it(original):
+        elif _computes_it(original, model.device):
             setattr(file, FUNCTION, _faster(original))
             found += 1
     return found
 
 
-def _computes_it(original: Callable[..., Any]) -> bool:
+def _computes_it(original: Callable[..., Any], device: torch.device) -> bool:
     def line(first: float, last: float, *shape: int) -> Tensor:
         count = torch.Size(shape).numel()
-        return torch.linspace(first, last, count, dtype=torch.float32, device="cpu").view(shape)
+        return torch.linspace(first, last, count, dtype=torch.float32, device=device).view(shape)
 
     angles = line(0.0, 4.0, 1, 3, 8)
     given = line(-2.0, 3.0, 1, 2, 3, 8), line(2.0, -1.0, 1, 1, 3, 8), angles.cos(), angles.sin()

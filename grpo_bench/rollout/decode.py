@@ -243,6 +243,8 @@ class Decoder:
         """The sizes of the next step."""
         rows, prompts, width, reach = self._size(len(self.held)), len(self.prompts), max(self.lengths), self._reach()
         cache = self.cache
+        if self.static and not self.sized:  # compiled attention reads its sizes from tensors: one shape for all of them
+            return Shape(rows, cache.prompts, self._members, cache.width, cache.length, False)
         if self.static:
             prompts = _up(prompts, -(-cache.prompts // 4), cache.prompts)
             width, reach = _up(width, WIDTH_STEP, cache.width), _up(reach, REACH_STEP, cache.length)
@@ -262,7 +264,7 @@ class Decoder:
         plan = DecodePlan(self.cache, shape, where)
         trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
         self.sized = plan.sized
-        return self.policy.logits(trunk.last_hidden_state[0])
+        return self.policy.logits(trunk.last_hidden_state[0], wide=not kernels.gpu.serves(self.tokens))
 
     def step(self, shape: Shape) -> Tensor:
         """One token more of each row, written in place; (N,V) what they were drawn from."""

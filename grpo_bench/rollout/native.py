@@ -146,7 +146,7 @@ class NativeEngine:
         rows = min(self.rows_at_once(policy, longest), total)
         static = self.static or (self.cuda_graph and policy.device.type == "cuda")
         places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
-        compiled = policy.device.type == "cpu" and kernels.available()
+        compiled = kernels.take(next(sampled.model.parameters()))
         key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled)
         decoder = self._kept.pop(key, None)
         if decoder is not None and decoder.cache.width < width:

@@ -103,8 +103,9 @@ class DecodePlan:
         held, where = self.cache.layers[layer], self.where
         own, prompts = (held.own_keys, held.own_values), (held.prompt_keys, held.prompt_values)
         return kernels.decode_attention(
-            query, key, value, own, prompts, where.counts, where.prompt_lengths, where.places, scaling, window, softcap
-        )
+            query, key, value, own, prompts, where.counts, where.prompt_lengths, where.places, where.cells, where.grid,
+            self.shape.members, scaling, window, softcap,
+        )  # fmt: skip
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """(N,1,1,width + reach): 0 where a row may look, −inf elsewhere; the same in every layer of a kind."""

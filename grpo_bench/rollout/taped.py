@@ -14,7 +14,8 @@ from grpo_bench.rollout.tape import Tape
 if TYPE_CHECKING:
     from grpo_bench.rollout.decode import Decoder
 
-PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some ten played steps save
+PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some eight played steps save (measured)
+MANY_STEPS = 32  # where so many may follow the first of a size is recorded
 TAPE_BYTES = 2**25  # of what recorded steps of other sizes may hold beside the latest
 
 
@@ -61,7 +62,8 @@ class TapedSteps:
             self._prove(rows, decoder, shape)
         else:
             self._steps[rows] += 1
-            if self.allowed and self._steps[rows] >= PLAIN_STEPS and not decoder.sized:
+            many = decoder.sampling.max_new_tokens - decoder.now >= MANY_STEPS
+            if self.allowed and (many or self._steps[rows] >= PLAIN_STEPS) and not decoder.sized:
                 self._record(decoder, shape)
             else:
                 decoder.step(shape)

@@ -181,5 +181,5 @@ def described(device: torch.device) -> dict[str, Any]:
     """What was computed on."""
     versions = {name: sys.modules[name].__version__ for name in ("torch", "transformers", "trl") if name in sys.modules}
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    compiled = kernels.available() if device.type == "cpu" else None
+    compiled = kernels.take(torch.empty(0, device=device))
     return {"type": device.type, "threads": torch.get_num_threads(), "kernels": compiled, "versions": versions, **gpu}
