@@ -9,7 +9,7 @@ import torch
 from model_data import policy
 
 from grpo_bench.policy import memory_errors
-from grpo_bench.policy.memory import share_of_memory
+from grpo_bench.policy.memory import kept_elements, share_of_memory
 from grpo_bench.policy.score import micro_batch_tokens
 from grpo_bench.types import UserError
 
@@ -23,14 +23,20 @@ def test_a_gpus_share_is_of_its_total_memory(monkeypatch: pytest.MonkeyPatch) ->
 def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_bench.policy.score.CPU_TOKENS", 10**9)
     own = policy("llama")
-    # 80 bytes · 16 hidden units · 2 layers = 2,560 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
-    # that are kept come first: (2,147,483,648 − 268,435,456) / 2,560 = 734,003
-    assert micro_batch_tokens(own, None) == 734_003
-    own.head_is_linear = False  # chunks by autograd: 28 · 2^24 bytes, (2,147,483,648 − 469,762,048) / 2,560 = 655,360
-    assert micro_batch_tokens(own, None) == 655_360
-    own.head_is_plain = False  # all logits at once: 2,560 + 28 · 61 words = 4,268 bytes a token
-    assert micro_batch_tokens(own, None) == 2 * 2**30 // 4268
+    # 62 bytes · 16 hidden units · 2 layers = 1,984 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
+    # that are kept come first: (2,147,483,648 − 268,435,456) / 1,984 = 947,100.9
+    assert micro_batch_tokens(own, None) == 947_100
+    own.head_is_linear = False  # chunks by autograd: 28 · 2^24 bytes, (2,147,483,648 − 469,762,048) / 1,984 = 845,625.8
+    assert micro_batch_tokens(own, None) == 845_625
+    own.head_is_plain = False  # all logits at once: 1,984 + 28 · 61 words = 3,692 bytes a token
+    assert micro_batch_tokens(own, None) == 2 * 2**30 // 3692
     assert micro_batch_tokens(own, 77) == 77
+
+
+def test_a_gpu_keeps_more_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100 * 2**30))
+    assert kept_elements(torch.device("cpu")) == 2**26
+    assert kept_elements(torch.device("cuda")) == 2 * 2**30  # 8 GiB of fp32
 
 
 def test_no_memory_is_one_line() -> None:

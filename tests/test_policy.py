@@ -112,6 +112,14 @@ def test_packed_micro_batches_count_a_prompt_once_and_split_a_group_only_where_i
     assert parts(7) == [[0], [1, 2], [3, 4, 5]]  # 4 + 3; 4 + 1 + 2
 
 
+def test_packed_micro_batches_are_much_alike() -> None:
+    """Eight groups of 4 + 6 tokens: 75 would hold seven and leave one, whose products would be small."""
+    rollouts = Rollouts([[1, 2, 3, 4]] * 8, [[7, 7, 7]] * 16, [""] * 16, [True] * 16, 2)
+    batch = batch_of(rollouts)
+    sizes = {t: [len(p) // 2 for p in micro_batches(batch, torch.arange(16), t, True)] for t in (75, 35, 80)}
+    assert sizes == {75: [4, 4], 35: [3, 3, 2], 80: [8]}
+
+
 def test_rows_without_tokens_are_left_out_of_scoring() -> None:
     models = make_double("llama", make(), critic=True, reference=False)
     batch = batch_of(ragged(4))

@@ -352,10 +352,11 @@ def test_the_ratio_observed_is_the_one_that_is_clipped(
     logp = torch.tensor([[0.1, 0.1, 0.1], [-0.15, -0.15, 0.0]], dtype=torch.float64)
     advantages = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * batch.mask
     part = replace(batch, old_logp=torch.zeros_like(logp), advantages=advantages)
-    sums: dict[str, float] = defaultdict(float)
-    ratios: list[tuple[float, float]] = []
-    learner._observe(part, logp, torch.zeros_like(logp), sums, ratios)
-    assert (*ratios[0], sums["clip_low"] / 5, sums["clip_high"] / 5) == pytest.approx(expected, abs=1e-9)
+    seen: dict[str, list[torch.Tensor]] = defaultdict(list)
+    learner._observe(part, logp, torch.zeros_like(logp), seen)
+    sums = {name: float(value) for name, (value,) in seen.items()}
+    found = (sums["ratio_min"], sums["ratio_max"], sums["clip_low"] / 5, sums["clip_high"] / 5)
+    assert found == pytest.approx(expected, abs=1e-9)
     # the KL stays per token: k1 of old to new is old − new, −3·0.1 + 2·0.15 = 0; k2 = (3·0.01 + 2·0.0225)/2
     assert sums["k1"] == pytest.approx(0.0, abs=1e-12)
     assert sums["k2"] == pytest.approx(0.0375)

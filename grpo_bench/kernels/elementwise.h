@@ -32,6 +32,16 @@ void NAME(rotate)(const T *x, int64_t x_head, int64_t x_row, const float *cosine
   }
 }
 
+/* out = x + y */
+void NAME(add)(const T *x, const T *y, T *out, int64_t count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t start = 0; start < count; start += CHUNK) {
+    const int64_t end = count - start < CHUNK ? count : start + CHUNK;
+#pragma omp simd
+    for (int64_t i = start; i < end; i++) out[i] = STORE(LOAD(x[i]) + LOAD(y[i]));
+  }
+}
+
 /* out = gate * sigmoid(gate) * up */
 void NAME(gate)(const T *gate, const T *up, T *out, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)

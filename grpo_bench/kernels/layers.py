@@ -1,4 +1,4 @@
-"""What stands between a layer's products, forward and backward: rotary embeddings, gates and norms.
+"""What stands between a layer's products, forward and backward: rotary embeddings, gates, norms and sums.
 
 Functions of tensors without autograd; ``policy`` makes differentiable operations of them. See the package for where
 they are used.
@@ -40,6 +40,16 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor, back: bool) -> Tensor:
         out.stride(1), heads, rows, width, int(back), _threads(x.numel()),
     )  # fmt: skip
     return out
+
+
+def add(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """``out`` becomes x + y: dense tensors of one shape and type on a CPU."""
+    assert x.shape == y.shape == out.shape
+    assert x.dtype == y.dtype == out.dtype
+    assert x.is_contiguous() and y.is_contiguous() and out.is_contiguous()  # noqa: PT018
+    _call(
+        f"add_{NAMES[x.dtype]}", x.data_ptr(), y.data_ptr(), out.data_ptr(), x.numel(), _threads(x.numel())
+    )  # fmt: skip
 
 
 def gate(gate: Tensor, up: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from grpo_bench.types import Batch
 
 ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
 ACTIVATION_BYTES = 2 * 2**30  # on a CPU
-# Per token, layer and hidden unit. Measured for SmolLM2's shape on a CPU: 34 (bfloat16) and 54 are kept for the backward
-# pass; the rest is for what that makes on its way.
+# Per token, layer and hidden unit. Measured for SmolLM2's shape on a CPU: 34 (bfloat16) and 54 are kept for the
+# backward pass; the rest is for what that makes on its way.
 TOKEN_BYTES = {torch.float32: 62, torch.bfloat16: 40}
 LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured

@@ -59,7 +59,7 @@ def _draw(
         rest = tl.minimum(target - before, _below(tl.max(inner, axis=0)))
         token = tl.minimum(start + tl.sum((inner <= rest).to(tl.int32), axis=0), words - 1)
     logp = tl.load(x + token).to(tl.float32) / divisor - top
-    tl.store(tokens + row, token.to(tl.int64))
+    tl.store(tokens + row, token)
     tl.store(logps + row, (logp.to(tl.float64) - tl.log(tl.sum(total, axis=0))).to(tl.float32))
 
 
