@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
@@ -59,9 +58,14 @@ def baseline(
     ``wait`` None where another process is measuring it.
     """
     root, name = study / "baselines", f"{phase}-{key}"
-    with disk_errors(root), contextlib.suppress(Timeout):
+    with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock", blocking=wait):
+        lock = FileLock(root / f".{name}.lock")
+        try:
+            held = lock.acquire(blocking=wait)
+        except Timeout:
+            return None
+        with held:
             result = root / name / "result.json"
             if not result.is_file():
                 rows = measure()
@@ -84,7 +88,6 @@ def baseline(
                     shutil.rmtree(work, ignore_errors=True)
                     raise
             return name, json.loads(result.read_text())["eval"]
-    return None
 
 
 class Baselines:
@@ -152,6 +155,7 @@ class Baselines:
     def finish(self) -> None:
         """See to those that another process was measuring; fills ``folders`` and ``summaries``."""
         for phase, weights in self._later.items():
+            self.console.note(f"seeing to the {phase} model's test, which another run of this study began")
             self._measure(phase, weights, None)
         self._later = {}
         if "base" not in self.folders:  # without a warm start they are one model

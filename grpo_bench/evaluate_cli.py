@@ -224,7 +224,7 @@ def _restore(
             if prints.get("warmstart", weights_now) != weights_now:
                 raise UserError(
                     "the run's adapters were trained on another warm start than the one made here; give the data, "
-                    "device and threads that the run had, or set GRPO_BENCH_CACHE to the cache that it used"
+                    "device and cores that the run had, or set GRPO_BENCH_CACHE to the cache that it used"
                 )
     policy = make_models(policy.model, cfg.model, policy.dtype, critic=False, reference=False).policy
     load_weights(policy, weights)

@@ -120,6 +120,7 @@ class Nursery:
             self._compiling = subprocess.Popen(
                 [sys.executable, "-P", str(Path(__file__).with_name("kernels") / "build.py")],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+                start_new_session=True,
             )  # fmt: skip
         if self._orders is not None:  # of one that is gone
             self._orders.close()
@@ -142,7 +143,8 @@ class Nursery:
                 self._process.wait()
             self._process, self._orders = None, None
             if self._compiling is not None:
-                self._compiling.terminate()
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._compiling.pid, signal.SIGTERM)  # the compilers too
                 self._compiling.wait()
                 self._compiling = None
 

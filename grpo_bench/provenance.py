@@ -165,8 +165,11 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
-def _device() -> dict[str, Any]:
-    """What torch computes on; asked only where torch is loaded already, since loading it costs seconds."""
+def _device(kind: str | None) -> dict[str, Any]:
+    """What torch computes on; asked only where torch is loaded already, since loading it costs seconds.
+
+    ``kind``: cpu or cuda; None, a GPU where there is one.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "get_num_threads"):
         return {}
@@ -176,7 +179,7 @@ def _device() -> dict[str, Any]:
     out: dict[str, Any] = {
         "torch_threads": torch.get_num_threads(),
         "gpus": [],
-        "kernels": kernels.fingerprint(on_gpu=gpu),
+        "kernels": kernels.fingerprint(on_gpu=gpu if kind is None else kind == "cuda"),
     }
     if gpu:
         out["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -188,8 +191,8 @@ def _device() -> dict[str, Any]:
 def collect(meta: dict[str, Any], attempt: int, continued_from: int | None) -> dict[str, Any]:
     """One entry of ``provenance.json``: this attempt at a run.
 
-    ``meta`` gives ``seed``, ``prompt_stream_hash`` and ``fingerprints``; ``continued_from`` is the step of the
-    checkpoint that the attempt starts at, None from the beginning.
+    ``meta`` gives ``seed``, ``prompt_stream_hash``, ``fingerprints`` and the ``device`` that is computed on;
+    ``continued_from`` is the step of the checkpoint that the attempt starts at, None from the beginning.
     """
     return {
         "attempt": attempt,
@@ -202,7 +205,7 @@ def collect(meta: dict[str, Any], attempt: int, continued_from: int | None) -> d
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
-        "device": _device(),
+        "device": _device(meta.get("device")),
         "packages": _versions(),
         "seed": meta.get("seed"),
         "prompt_stream_hash": meta.get("prompt_stream_hash"),

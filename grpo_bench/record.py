@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from grpo_bench import checkpoint as checkpoints
 from grpo_bench import provenance
 from grpo_bench.checkpoint import Checkpoint, DamagedError, flatten_optimizer, restore_optimizer
+from grpo_bench.device import resolve_device
 from grpo_bench.files import Journal, disk_errors, remove_tree, sync_folder, write_atomic, write_json
 from grpo_bench.metrics import check_metrics, check_timing, finite
 from grpo_bench.types import UserError
@@ -281,7 +282,8 @@ class RunRecord:
     def _write_provenance(self, found: Checkpoint | None) -> None:
         path = self.directory / "provenance.json"
         attempts = (read_json(path) or {}).get("attempts", []) if path.exists() else []
-        entry = provenance.collect(self.meta, len(attempts) + 1, found.step if found else None)
+        meta = {**self.meta, "device": resolve_device(self.cfg.device)}
+        entry = provenance.collect(meta, len(attempts) + 1, found.step if found else None)
         if found and attempts and (changed := provenance.changed(attempts[-1], entry)):
             print(f"note: continuing with another {changed}: numbers may differ in their last bits", file=sys.stderr)
         write_json(path, {"attempts": [*attempts, entry]})

@@ -13,6 +13,7 @@ from grpo_bench.bystanders import Bystanders, shares
 from grpo_bench.checkpoint import flatten_optimizer, restore_optimizer
 from grpo_bench.cost import PARTS
 from grpo_bench.model_states import model_states
+from grpo_bench.policy.memory import kept_elements
 from grpo_bench.rewards.model import add_cost
 from grpo_bench.types import Rollouts, UserError
 
@@ -175,6 +176,7 @@ def result_of(
             **({"machine": machine} if (machine := shares(parts.bystanders.total())) else {}),
             "peak_memory_bytes": state.peak_memory,
             "memory": model_states(parts.models, parts.learner, parts.engine),
+            "kept_probabilities": kept_elements(parts.models.policy.device),
             "micro_batch_tokens": parts.learner.tokens,  # the limit at the end, halved where memory ran out
             "parameters": parts.models.parameters(),
             **({"reward_model": state.reward_model} if state.reward_model else {}),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import ops
 from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Layout, Models, layout, memory_errors
 from grpo_bench.policy.memory import is_out_of_memory, smaller
@@ -35,13 +35,6 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         if getattr(batch, name) is not None:
             fields[name] = getattr(batch, name)[rows]
     return replace(batch, **fields)
-
-
-def _on_host(parts: dict[str, list[Tensor]]) -> dict[str, list[float]]:
-    """The numbers of a minibatch's parts, a GPU being waited for once: it works while the next part is prepared."""
-    flat = [x.double() for values in parts.values() for x in values]
-    numbers = iter(torch.stack(flat).tolist() if flat else ())
-    return {name: [next(numbers) for _ in values] for name, values in parts.items()}
 
 
 def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.0) -> float:
@@ -196,7 +189,9 @@ class Learner:
             if stopped:
                 break
         self.kept = []
-        return self._metrics(seen, stopped, skipped)
+        rate, value_rate = self.policy.adamw.param_groups[0], (self.critic or self.policy).adamw.param_groups[-1]
+        reference = self.models.has_reference
+        return metrics(seen, stopped, skipped, reference, float(rate["lr"]), float(value_rate["lr"]))
 
     def _forget_gradients(self) -> None:
         for optimiser in (self.policy, self.critic):
@@ -243,16 +238,21 @@ class Learner:
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
         parts: dict[str, list[Tensor]] = defaultdict(list)
         packed = models.policy.takes_plans
+        waiting: list[tuple[Batch, Layout, Tensor]] = []
         for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
-            part, some_rows = take(batch, some), layout(batch, some)
-            weight = weights[some]
+            part, own = take(batch, some), layout(batch, some)
+            if packed:
+                own.packed  # noqa: B018 (made now: its sizes are read from the device, which would wait between parts)
             self._charge(part, train_policy, self.critic is not None and not self.kept)
+            waiting.append((part, own, weights[some]))
+        while waiting:
+            part, own, weight = waiting.pop(0)
             if train_policy or self.shared:
                 with self.timed("actor"):
-                    self._actor(part, some_rows, weight, train_policy, parts)
+                    self._actor(part, own, weight, train_policy, parts)
             if models.critic is not None and not self.shared and not self.kept:
                 with self.timed("critic"):
-                    self._value_loss(part, weight, models.critic.values(some_rows), parts).backward()
+                    self._value_loss(part, weight, models.critic.values(own), parts).backward()
         for some, values in self.kept:
             part = take(batch, some)
             self._charge(part, False, True)
@@ -261,7 +261,7 @@ class Learner:
         if train_policy and not len(rows):  # moments decay and move weights, as they do on a gradient of 0
             for parameter in self.policy.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        found = _on_host(parts)
+        found = on_host(parts)
         ratio_min, ratio_max = found.pop("ratio_min", []), found.pop("ratio_max", [])
         sums = defaultdict(float, {name: sum(values) for name, values in found.items()})
         tokens = sums.pop("tokens", 0.0)
@@ -291,7 +291,7 @@ class Learner:
             policy_loss = (weight * algo.token_loss(logp, part, entropy if algo.needs_entropy else None)).sum()
             loss = loss + policy_loss
             parts["policy_loss"].append(policy_loss.detach())
-            self._observe(part, logp.detach(), entropy.detach(), parts)
+            observe(algo, part, logp.detach(), entropy.detach(), parts)
         if self.shared and models.critic is not None:
             # the policy is frozen: only the head learns
             states = states if train_policy else states.detach()
@@ -323,68 +323,3 @@ class Learner:
             self.flops += self.size.shared(prompts, groups, lengths, 0)
         if critic:  # kept values had their forward when they were scored
             self.flops += (whole - bool(self.kept)) * self.size.shared(prompts, groups, lengths, 0)
-
-    def _observe(self, part: Batch, logp: Tensor, entropy: Tensor, parts: dict[str, list[Tensor]]) -> None:
-        """Sums over some rows' tokens of what a dashboard shows of the update.
-
-        The ratio is the one that the algorithm clips: a whole answer's counts once for each of its tokens.
-        """
-        assert part.old_logp is not None
-        assert part.advantages is not None
-        mask = part.mask
-        ratio = torch.exp(self.algo.log_ratio(logp, part))
-        low, high = self.algo.clip_range
-        on = mask.bool()
-        if part.ref_logp is not None:
-            for name, estimate in ops.KL_ESTIMATORS.items():
-                parts[f"ref_{name}"].append((estimate(logp, part.ref_logp) * mask).sum())
-        for name, value in {
-            "tokens": mask,
-            "entropy": entropy * mask,
-            "ratio": ratio * mask,
-            "k1": ops.kl_k1(part.old_logp, logp) * mask,
-            "k2": ops.kl_k2(part.old_logp, logp) * mask,
-            "k3": ops.kl_k3(part.old_logp, logp) * mask,
-            "clip_low": ((part.advantages < 0) & (ratio < 1 - low)) * mask,
-            "clip_high": ((part.advantages > 0) & (ratio > 1 + high)) * mask,
-        }.items():
-            parts[name].append(value.sum())
-        parts["ratio_min"].append(torch.where(on, ratio, torch.inf).min())
-        parts["ratio_max"].append(torch.where(on, ratio, -torch.inf).max())
-
-    def _metrics(self, seen: dict[str, list[float]], stopped: int, skipped: int) -> dict[str, float]:
-        def mean(name: str) -> float:
-            return sum(seen[name]) / len(seen[name])
-
-        out: dict[str, float] = {"health/skipped_updates": float(skipped)}
-        if seen["loss"]:
-            out["policy/loss"] = mean("loss")
-        if seen["entropy"]:  # of the tokens that were computed
-            out |= {
-                "policy/entropy": mean("entropy"),
-                "policy/ratio_mean": mean("ratio"),
-                "policy/ratio_min": min(seen["ratio_min"]),
-                "policy/ratio_max": max(seen["ratio_max"]),
-                "policy/approx_kl_k1": mean("k1"),
-                "policy/approx_kl_k2": mean("k2"),
-                "policy/approx_kl_k3": mean("k3"),
-                "policy/kl_old": seen["kl_old"][-1],
-                **{f"kl/ref_{k}_token": mean(f"ref_{k}") for k in ("k1", "k2", "k3") if self.models.has_reference},
-                "policy/kl_stopped": float(stopped),
-                "policy/clip_frac_low": mean("clip_low"),
-                "policy/clip_frac_high": mean("clip_high"),
-                "policy/clip_frac": mean("clip_low") + mean("clip_high"),
-            }
-        if seen["grad_norm"]:
-            out |= {
-                "policy/grad_norm": mean("grad_norm"),
-                "policy/grad_norm_max": max(seen["grad_norm"]),
-                "policy/lr": float(self.policy.adamw.param_groups[0]["lr"]),
-            }
-        out["policy/n_updates"] = sum(seen["n_updates"])
-        if seen["value_loss"]:
-            out["value/loss"] = mean("value_loss")
-            out["value/lr"] = float((self.critic or self.policy).adamw.param_groups[-1]["lr"])
-            if seen["value_grad_norm"]:
-                out["value/grad_norm"] = mean("value_grad_norm")
-        return out

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from grpo_bench.config import Config, OptimConfig
 
 WARMUP = 20  # updates of rising learning rate
-VERSION = 2  # of what this file does to weights; part of the cache's key
+VERSION = 3  # of what this file does to weights; part of the cache's key
 MOST_THREADS = 4  # a small model's products do not gain by more
 
 
@@ -38,7 +38,7 @@ def threads() -> int:
 
     So they depend on the machine, and the warm-started weights not on how many threads a job has.
     """
-    return max(torch.get_num_threads(), min(cores(), MOST_THREADS))
+    return min(cores(), MOST_THREADS)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from grpo_bench.kernels import gpu, layers
 from grpo_bench.policy import Policy, flash_attention, layout
 from grpo_bench.policy.flash_attention import Part, Segments
 from grpo_bench.policy.packed import pack
-from grpo_bench.rollout import Noise, Sampling
+from grpo_bench.rollout import Noise, Sampling, weights
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.decode import Decoder
 from grpo_bench.rollout.hf import HFEngine
@@ -39,7 +39,7 @@ TYPES = [torch.float32, torch.bfloat16]
 def interpreted() -> Iterator[None]:
     allowed = kernels._allowed
     kernels.use(True)
-    gpu.interpret(True)
+    gpu.interpret(DEVICE.type == "cpu")
     yield
     gpu.interpret(False)
     kernels.use(allowed)
@@ -224,8 +224,13 @@ def decoded(dtype: torch.dtype, heads: int, kv: int, width: int, window: int | N
 @pytest.mark.parametrize(("heads", "kv", "width"), [(4, 4, 32), (9, 3, 64), (7, 1, 80), (4, 2, 256), (40, 2, 16)])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_attention_of_a_decode_step(
-    heads: int, kv: int, width: int, dtype: torch.dtype, window: int | None, softcap: float | None
-) -> None:
+    heads: int, kv: int, width: int, dtype: torch.dtype, window: int | None, softcap: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if width == 64 and DEVICE.type == "cpu":  # in the blocks that bfloat16 has on a GPU, several members to a program
+        from grpo_bench.kernels.gpu import attention
+
+        monkeypatch.setattr(attention, "tile_sizes", lambda *_: (64, 64, 1))
     if dtype == torch.bfloat16 and DEVICE.type == "cpu":
         pytest.skip("the interpreter multiplies bfloat16 as integers")
     own = decoded(dtype, heads, kv, width, window, softcap)
@@ -344,7 +349,7 @@ def test_an_updates_gradient() -> None:
         (logp * torch.arange(1, logp.numel() + 1, device=DEVICE).view(logp.shape)).sum().backward()
         found.append([logp.detach(), entropy.detach(), *(p.grad for p in policy.parameters())])
     for ours, theirs in zip(*found, strict=True):
-        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max().clamp(min=1)
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 # --- sampling with them ---
@@ -379,10 +384,11 @@ def test_sizes_of_a_static_step_do_not_grow_where_attention_reads_them() -> None
 def test_layers_of_one_input_as_one_product(kind: str) -> None:
     policy = Policy(network(kind, double=False).to(DEVICE), torch.bfloat16)
     kernels.use(False)
-    copy = SamplingCopy(policy, torch.bfloat16)
-    merged = SamplingCopy(policy, torch.bfloat16)
-    if DEVICE.type == "cpu":
-        assert merge_linears(merged.policy.model) == 4  # of each of two layers: queries, keys, values; gate and up
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "merge_linears", lambda model: 0)  # as a GPU's copy would be
+        copy, merged = SamplingCopy(policy, torch.bfloat16), SamplingCopy(policy, torch.bfloat16)
+    assert merge_linears(merged.policy.model) == 4  # of each of two layers: queries, keys, values; gate and up
+    assert merge_linears(merged.policy.model) == 0  # once
     ids = torch.arange(1, 9, device=DEVICE)[None]
     for _ in range(2):
         with torch.no_grad():
@@ -397,3 +403,22 @@ def test_layers_of_one_input_as_one_product(kind: str) -> None:
         n: p.shape for n, p in policy.named_parameters()
     }
     assert sum(w.nbytes for w in merged.weights()) == sum(w.nbytes for w in copy.weights())
+
+
+@pytest.mark.gpu
+def test_a_policy_in_bfloat16_on_a_gpu() -> None:
+    """Flash attention by parts and all passes in one model: as near to fp32 as bfloat16 is, forward and backward."""
+    rollouts = ragged(12, 4, longest=40)
+    batch = make_batch(rollouts, [0.0] * 12, [False] * 12, DEVICE)
+    found = []
+    for dtype, on in ((torch.bfloat16, True), (torch.float32, False)):
+        kernels.use(on)
+        policy = Policy(network("llama", double=False).to(DEVICE), dtype)
+        rows = layout(batch, torch.arange(12, device=DEVICE))
+        assert rows.packed.segments is not None
+        assert policy.takes_plans
+        logp, entropy = policy.logp(rows, 1.0)
+        (logp * torch.linspace(-1, 1, logp.numel(), device=DEVICE).view(logp.shape)).sum().backward()
+        found.append([logp.detach(), entropy.detach(), *(p.grad for p in policy.parameters())])
+    for ours, exact in zip(*found, strict=True):
+        assert (ours.float() - exact).norm() < 0.05 * exact.norm()

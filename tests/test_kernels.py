@@ -221,7 +221,9 @@ def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
 def test_kernels_can_be_compiled_without_torch(monkeypatch, tmp_path):
     """As a sweep does while its jobs' process imports it; the job then finds the library."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [sys.executable, "-P", str(build.HERE / "build.py")]
+    file = str(build.HERE / "build.py")
+    lines = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({file!r}, None, '__main__')"
+    command = [sys.executable, "-P", "-c", lines]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""}, timeout=200)
     (made,) = (tmp_path / "grpo_bench" / "kernels").glob("*.so")
     monkeypatch.setattr(build, "_compile", None)

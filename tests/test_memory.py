@@ -23,6 +23,9 @@ def test_a_gpus_share_is_of_its_total_memory(monkeypatch: pytest.MonkeyPatch) ->
 def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_bench.policy.score.CPU_TOKENS", 10**9)
     own = policy("llama")
+    monkeypatch.setattr("grpo_bench.kernels.take", lambda x: False)
+    assert micro_batch_tokens(own, None) == (2**31 - 2**28) // (80 * 16 * 2)
+    monkeypatch.setattr("grpo_bench.kernels.take", lambda x: True)
     # 62 bytes · 16 hidden units · 2 layers = 1,984 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
     # that are kept come first: (2,147,483,648 − 268,435,456) / 1,984 = 947,100.9
     assert micro_batch_tokens(own, None) == 947_100

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from grpo_bench.nursery import Hatchling, Nursery
@@ -138,3 +139,29 @@ def test_closing_one_that_never_began() -> None:
     nursery = Nursery()
     nursery.close()
     nursery.close()
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_compilers_end_with_the_sweep(tmp_path: Path) -> None:
+    """They work while the nursery imports; a sweep that ends meanwhile leaves neither processes nor files."""
+    slow = tmp_path / "cc"
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o755)
+    cache = tmp_path / "grpo_bench" / "kernels"
+    nursery = Nursery()
+    nursery._begin({**os.environ, "CC": str(slow), "XDG_CACHE_HOME": str(tmp_path), "GRPO_BENCH_KERNELS": "1"})
+    assert nursery._compiling is not None
+    group, deadline = nursery._compiling.pid, time.monotonic() + 60
+    while not any(path.is_dir() for path in cache.glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert any(path.is_dir() for path in cache.glob("*"))  # at work
+    nursery.close()
+    left = [p for p in psutil.process_iter(["status"]) if p.info["status"] != "zombie" and _group(p.pid) == group]
+    assert left == []
+    assert [path for path in cache.glob("*") if path.is_dir()] == []

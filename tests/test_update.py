@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grpo_bench.algos import Algorithm
 from grpo_bench.config import Config
+from grpo_bench.observed import observe
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Models, make_models
 from grpo_bench.policy.score import score
@@ -353,7 +354,7 @@ def test_the_ratio_observed_is_the_one_that_is_clipped(
     advantages = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * batch.mask
     part = replace(batch, old_logp=torch.zeros_like(logp), advantages=advantages)
     seen: dict[str, list[torch.Tensor]] = defaultdict(list)
-    learner._observe(part, logp, torch.zeros_like(logp), seen)
+    observe(learner.algo, part, logp, torch.zeros_like(logp), seen)
     sums = {name: float(value) for name, (value,) in seen.items()}
     found = (sums["ratio_min"], sums["ratio_max"], sums["clip_low"] / 5, sums["clip_high"] / 5)
     assert found == pytest.approx(expected, abs=1e-9)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from model_data import make, same, snapshot
 
+from grpo_bench import warmstart
 from grpo_bench.config import Config
 from grpo_bench.policy import Policy, layout
 from grpo_bench.policy import network as network_module
@@ -172,3 +173,19 @@ def test_a_models_fingerprint_sees_every_weight() -> None:
     with torch.no_grad():
         next(reversed(list(model.parameters())))[-1] += 1e-6
     assert model_fingerprint(model) != before
+
+
+def test_threads_of_the_job_do_not_decide_the_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs with other threads on one machine begin from one model."""
+    before, found = torch.get_num_threads(), []
+    monkeypatch.setattr(warmstart, "cores", lambda: 16)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(warmstart.threads())
+        with warmstart._all_threads():
+            assert torch.get_num_threads() == warmstart.MOST_THREADS
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(before)
+    assert found == [warmstart.MOST_THREADS] * 2
+    monkeypatch.setattr(warmstart, "cores", lambda: 1)
+    assert warmstart.threads() == 1

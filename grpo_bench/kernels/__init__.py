@@ -76,6 +76,11 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+def allowed() -> bool:
+    """Whether own code is to be used where it can be: not with ``GRPO_BENCH_KERNELS=0``."""
+    return _allowed
+
+
 def use(on: bool) -> None:
     """Let kernels be used, or not (they still are not where they cannot be compiled)."""
     global _allowed

@@ -11,7 +11,9 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,7 +87,11 @@ def _known(folder: Path, key: str) -> Path | None:
 
 
 def main() -> None:
-    """Compile, if this machine has not; what is in the way shows when the library is loaded."""
+    """Compile, if this machine has not; what is in the way shows when the library is loaded.
+
+    SIGTERM, to the whole process group, ends it and what it left.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     found = compiler()
     with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
         if found is not None:

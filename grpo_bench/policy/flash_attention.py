@@ -8,7 +8,9 @@ given those of both parts together, each part's gradient is its share of the who
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from grpo_bench import kernels
 
 DTYPES = (torch.bfloat16, torch.float16)
 WIDEST = 256  # of a head
+LEAST = (8, 0)  # compute capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,46 @@ class Segments:
         )  # fmt: skip
 
 
-def takes(query: Tensor, key: Tensor, value: Tensor, window: int | None, segments: Segments) -> bool:
-    """Whether these can be attended to: a GPU's half precision, and no window that would hide anything."""
-    alike = query.dtype == key.dtype == value.dtype and query.dtype in DTYPES and key.shape == value.shape
-    heads = query.shape[1] % key.shape[1] == 0 and query.shape[-1] % 8 == 0 and query.shape[-1] <= WIDEST
-    return alike and heads and query.is_cuda and (window is None or window >= segments.reach)
+def takes(
+    query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, window: int | None, segments: Segments
+) -> bool:
+    """Whether these can be attended to in ``dtype``: a GPU's half precision, and no window that would hide anything."""
+    if not query.is_cuda or dtype not in DTYPES or not kernels.allowed() or key.shape != value.shape:
+        return False
+    heads, keys, width = query.shape[1], key.shape[1], query.shape[-1]
+    if heads % keys or width % 8 or width > WIDEST or (window is not None and window < segments.reach):
+        return False
+    return _works(query.device, dtype, heads, keys, width)
+
+
+@cache
+def _works(device: torch.device, dtype: torch.dtype, heads: int, keys: int, width: int) -> bool:
+    """Whether it runs for such heads, forward and backward; says why not."""
+    reason = _why_not(device, dtype, heads, keys, width)
+    if reason:
+        print(f"training's attention repeats prompts for their members, more slowly: {reason}", file=sys.stderr)
+    return not reason
+
+
+def _why_not(device: torch.device, dtype: torch.dtype, heads: int, keys: int, width: int) -> str:
+    if torch.cuda.get_device_capability(device) < LEAST or not torch.backends.cuda.is_flash_attention_available():
+        return "no flash attention for this GPU and this torch"
+    lengths = torch.tensor([3, 2], device=device)
+    segments = Segments.of(lengths, torch.tensor([0, 0, 1], device=device), torch.tensor([2, 0, 1], device=device))
+    assert segments is not None
+    try:
+        with torch.enable_grad():
+            query, key, value = (
+                torch.ones(1, n, segments.tokens, width, dtype=dtype, device=device, requires_grad=True)
+                for n in (heads, keys, keys)
+            )
+            attend(query, key, value, segments, 1.0).sum().backward()
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as e:  # what this build of torch does not do
+        return " ".join(str(e).split())[:160]
+    return ""
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, part: Part, scaling: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from grpo_bench import kernels
 from grpo_bench.policy.memory import kept_elements
 
-BLOCK_ELEMENTS = 2**20  # of logits worked on at once: what stays in a processor's cache
+# of logits worked on at once in torch's form: what stays in a processor's cache; fp32 copies that a GPU has room for
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     logp = torch.empty(len(logits), dtype=wide, device=logits.device)
     entropy = torch.empty_like(logp)
-    rows = max(BLOCK_ELEMENTS // logits.shape[1], 1) if logits.device.type == "cpu" else len(logits)
+    rows = max(BLOCK_ELEMENTS[logits.device.type] // logits.shape[1], 1)
     for start in range(0, len(logits), max(rows, 1)):
         part = slice(start, start + rows)
         x = logits[part].to(wide)  # a copy, unless the products were as wide
@@ -66,7 +67,7 @@ def _gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
     if kernels.take(probs):
         kernels.logp_gradient(probs, targets, scales)
         return
-    rows = max(BLOCK_ELEMENTS // probs.shape[1], 1) if probs.device.type == "cpu" else len(probs)
+    rows = max(BLOCK_ELEMENTS[probs.device.type] // probs.shape[1], 1)
     for start in range(0, len(probs), rows):
         part = slice(start, start + rows)
         wide = probs[part].to(scales.dtype).mul_(-scales[part, None])

@@ -136,7 +136,7 @@ class Packed:
         if torch.is_autocast_enabled(device):  # where rotary embeddings left queries and keys in fp32
             low = torch.get_autocast_dtype(device)
             key, value = key.to(low), value.to(low)
-            if self._scales(query.to(low), key, value, window, softcap):  # in fp32
+            if self._scales(query, key, value, low, window, softcap):  # in fp32
                 query = query.to(low)
             else:
                 query, scaling = (query * scaling).to(low), 1.0
@@ -144,7 +144,7 @@ class Packed:
                 return self.attend(layer, query, key, value, scaling, window, softcap)
         if self.sequences is not None and query.dtype == key.dtype and self._compiled(key, value, softcap):
             return packed_attention.attend(query, key, value, self.sequences, scaling, window)
-        if self.segments is not None and self._flashes(query, key, value, window, softcap):
+        if self.segments is not None and self._flashes(query, key, value, query.dtype, window, softcap):
             return flash_attention.attend(query, key, value, self.segments, scaling)
         q, k, v = (x[0].transpose(0, 1) for x in (query * scaling if scaling != 1 else query, key, value))  # (N,·,d)
 
@@ -176,14 +176,19 @@ class Packed:
         """Whether the kernels attend to these; values narrower than keys, as in latent attention, they do not know."""
         return softcap is None and key.shape == value.shape and self.sequences is not None and kernels.take(key, value)
 
-    def _flashes(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> bool:
-        """Whether flash attention attends to these."""
-        known = softcap is None and self.segments is not None
-        return known and flash_attention.takes(query, key, value, window, self.segments)  # type: ignore[arg-type]
+    def _flashes(
+        self, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, window: int | None, softcap: float | None
+    ) -> bool:
+        """Whether flash attention attends to these in ``dtype``."""
+        if softcap is not None or self.segments is None or key.dtype != dtype or value.dtype != dtype:
+            return False
+        return flash_attention.takes(query, key, value, dtype, window, self.segments)
 
-    def _scales(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> bool:
-        """Whether what attends to these scales the scores itself."""
-        return self._compiled(key, value, softcap) or self._flashes(query, key, value, window, softcap)
+    def _scales(
+        self, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, window: int | None, softcap: float | None
+    ) -> bool:
+        """Whether what attends to these in ``dtype`` scales the scores itself."""
+        return self._compiled(key, value, softcap) or self._flashes(query, key, value, dtype, window, softcap)
 
     def _bias(self, part: str, like: Tensor, window: int | None) -> Tensor:
         """(P or 1, T, S+T) for completions, (1,S,S) for prompts: made once for all layers."""

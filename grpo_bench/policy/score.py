@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from grpo_bench import kernels
 from grpo_bench.cost import Timed, untimed
 from grpo_bench.policy.critic import Critic
 from grpo_bench.policy.layout import layout
@@ -22,6 +23,7 @@ ACTIVATION_BYTES = 2 * 2**30  # on a CPU
 # Per token, layer and hidden unit. Measured for SmolLM2's shape on a CPU: 34 (bfloat16) and 54 are kept for the
 # backward pass; the rest is for what that makes on its way.
 TOKEN_BYTES = {torch.float32: 62, torch.bfloat16: 40}
+PLAIN_TOKEN_BYTES = 80  # where norms, gates and rotations are torch's and keep more
 LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
 
@@ -36,7 +38,9 @@ def memory_tokens(policy: Policy) -> int:
     """
     config = policy.model.config.get_text_config()
     memory = share_of_memory(policy.device, ACTIVATION_SHARE, ACTIVATION_BYTES)
-    per_token = TOKEN_BYTES[policy.dtype] * config.hidden_size * config.num_hidden_layers
+    compiled = kernels.take(next(policy.model.parameters()))
+    per_token = TOKEN_BYTES[policy.dtype] if compiled else PLAIN_TOKEN_BYTES
+    per_token *= config.hidden_size * config.num_hidden_layers
     if policy.head_is_linear:
         memory -= 4 * kept_elements(policy.device)
     elif policy.head_is_plain:

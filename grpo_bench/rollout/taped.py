@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from grpo_bench.rollout.decode import Decoder
 
 PLAIN_STEPS = 8  # alike before one is recorded: to record costs what some eight played steps save (measured)
-MANY_STEPS = 32  # where so many may follow the first of a size is recorded
+MANY_STEPS = 32  # where so many may follow, a rollout's first step is recorded
 TAPE_BYTES = 2**25  # of what recorded steps of other sizes may hold beside the latest
 
 
@@ -31,12 +31,14 @@ class TapedSteps:
         self._steps: dict[int, int] = defaultdict(int)  # by rows, computed so far
         self._tapes: dict[int, Tape] = {}  # the one used last at the end
         self._last = 0  # its rows
+        self._first: int | None = None  # rows of this rollout's first step
         self._proven: set[int] = set()
         self._weights: list[int] = []  # where those lie that were recorded
         self.allowed = True
 
     def begin(self, model: nn.Module) -> None:
         """A rollout begins: what was recorded of weights that were elsewhere is no longer of use."""
+        self._first = None
         weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
         if weights != self._weights:
             self._forget()
@@ -53,6 +55,7 @@ class TapedSteps:
 
     def __call__(self, decoder: Decoder, shape: Shape) -> None:
         rows = shape.rows
+        self._first = self._first or rows
         if rows in self._proven:
             if rows != self._last:
                 self._tapes[rows] = self._tapes.pop(rows)
@@ -62,7 +65,7 @@ class TapedSteps:
             self._prove(rows, decoder, shape)
         else:
             self._steps[rows] += 1
-            many = decoder.sampling.max_new_tokens - decoder.now >= MANY_STEPS
+            many = rows == self._first and decoder.sampling.max_new_tokens - decoder.now >= MANY_STEPS
             if self.allowed and (many or self._steps[rows] >= PLAIN_STEPS) and not decoder.sized:
                 self._record(decoder, shape)
             else:

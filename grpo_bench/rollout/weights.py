@@ -122,15 +122,17 @@ def merge_linears(model: nn.Module) -> int:
 
     On a GPU the products of a decode step are too small to fill it, and each takes a launch.
     """
-    found = 0
+    found, seen = 0, set[int]()
     for module in model.modules():
         for names in SIBLINGS:
             layers = [getattr(module, name, None) for name in names]
             if not all(type(layer) in (nn.Linear, TrainedLinear) for layer in layers):
                 continue
             same = {(layer.in_features, layer.weight.dtype, layer.bias is None) for layer in layers}  # type: ignore[union-attr]
-            if len(same) > 1:
+            held = {id(layer.weight) for layer in layers}  # type: ignore[union-attr]
+            if len(same) > 1 or held & seen:  # of modules that share weights the first keeps them
                 continue
+            seen |= held
             together = Together(layers)  # type: ignore[arg-type]
             biases = [None] * len(layers) if together.bias is None else together.bias.split(together.sizes)
             parts = zip(layers, together.weight.split(together.sizes), biases, strict=True)

@@ -11,10 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64  # at once
 LEAST = 16  # rows of a product on tensor cores, and its depth
-TOGETHER = 64  # queries of a group that are most looked after by one program
-WARPS, STAGES = 4, 2
+WARPS = 4
+
+
+def tile_sizes(dtype: torch.dtype, width: int) -> tuple[int, int, int]:
+    """Keys at once, most queries of a group in one program, and stages of loading: what registers and shared memory
+    hold."""
+    if dtype == torch.bfloat16:
+        return (64, 64, 2) if width <= 128 else (32, 16, 2)
+    return (32, 16, 2) if width <= 128 else (16, 16, 1)
 
 
 @triton.jit
@@ -139,9 +145,8 @@ def decode_attention(
     tops = torch.empty(2, rows, heads, dtype=torch.float32, device=query.device)
     sums = torch.empty(rows, heads, width, dtype=torch.float32, device=query.device)
     shared, wide = heads // keys, max(triton.next_power_of_2(width), LEAST)
-    small = width <= 128 and query.dtype == torch.bfloat16  # what registers hold
-    some, most = (KEYS, TOGETHER) if small else (KEYS // 2, LEAST)
-    mode = {"WINDOW": window is not None, "SOFTCAP": softcap is not None, "num_warps": WARPS, "num_stages": STAGES}
+    some, most, stages = tile_sizes(query.dtype, width)
+    mode = {"WINDOW": window is not None, "SOFTCAP": softcap is not None, "num_warps": WARPS, "num_stages": stages}
     together = min(max(triton.next_power_of_2(shared * members), LEAST), most)
     _attend_to_prompts[(len(grid) // members, keys, triton.cdiv(shared * members, together))](
         query, *prompts, counts, sizes, cells, grid, tops[0], tops[1], sums, query.stride(0), query.stride(1),

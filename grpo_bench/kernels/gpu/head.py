@@ -29,7 +29,8 @@ def _soften(logits, targets, logps, entropies, words, divisor, BLOCK: tl.constex
         total = factor * total + tl.sum(e, axis=0)
         top = higher
     target = tl.load(targets + row)
-    own = tl.load(x + target).to(tl.float32) / divisor
+    known = (target >= 0) & (target < words)  # a loss that is not a number is seen; an address that is not is not
+    own = tl.load(x + target, mask=known, other=float("nan")).to(tl.float32) / divisor
     tl.store(logps + row, own - top - tl.log(total))
     tl.store(entropies + row, tl.log(total) - mean / total)
     scale = 1.0 / total
@@ -41,7 +42,7 @@ def _soften(logits, targets, logps, entropies, words, divisor, BLOCK: tl.constex
 
 
 def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """See ``kernels.soften``; a target beyond the words is not looked for, which would wait for the GPU."""
+    """See ``kernels.soften``; the log-prob of a target beyond the words is NaN: to raise would wait for the GPU."""
     assert logits.is_contiguous()
     rows, words = logits.shape
     logps = torch.empty(rows, dtype=torch.float32, device=logits.device)

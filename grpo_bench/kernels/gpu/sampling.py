@@ -55,9 +55,12 @@ def _draw(
             block = tl.where(chosen, start, block)
             so_far = after
         start = tl.sum(block, axis=0)
-        inner = tl.cumsum(_weights(x, start, word, words, divisor, top).to(tl.float64), axis=0)
+        weights = _weights(x, start, word, words, divisor, top).to(tl.float64)
+        inner = tl.cumsum(weights, axis=0)
         rest = tl.minimum(target - before, _below(tl.max(inner, axis=0)))
-        token = tl.minimum(start + tl.sum((inner <= rest).to(tl.int32), axis=0), words - 1)
+        # sums of a parallel scan may differ in their last bit where the weight between them is 0
+        token = start + tl.min(tl.where((inner > rest) & (weights > 0.0), word, BLOCK - 1), axis=0)
+        token = tl.minimum(token, words - 1)
     logp = tl.load(x + token).to(tl.float32) / divisor - top
     tl.store(tokens + row, token)
     tl.store(logps + row, (logp.to(tl.float64) - tl.log(tl.sum(total, axis=0))).to(tl.float32))
