@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from grpo_bench import checkpoint as checkpoints
 from grpo_bench import provenance
 from grpo_bench.checkpoint import Checkpoint, DamagedError, flatten_optimizer, restore_optimizer
-from grpo_bench.device import resolve_device
 from grpo_bench.files import Journal, disk_errors, remove_tree, sync_folder, write_atomic, write_json
 from grpo_bench.metrics import check_metrics, check_timing, finite
 from grpo_bench.types import UserError
@@ -59,13 +58,15 @@ class RunRecord:
 
     ``meta`` names the run: run_id, arm, row, algo, model, task, study, seed, config_hash, prompt_stream_hash and
     fingerprints ({data, grader, model, warmstart}). Use as ``record.start()``, then ``step``, ``evals``, ``samples``
-    and ``checkpoint`` as they come, then ``finish`` or ``stop``, and ``close`` in any case.
+    and ``checkpoint`` as they come, then ``finish`` or ``stop``, and ``close`` in any case. ``device``: what the run
+    computes on, cpu or cuda, for its provenance.
     """
 
-    def __init__(self, directory: Path, cfg: Config, *, meta: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, cfg: Config, *, meta: dict[str, Any], device: str | None = None) -> None:
         self.directory = Path(directory)
         self.cfg = cfg
         self.meta = meta
+        self.device = device
         self._step = 0
         self._root = self.directory / "checkpoints"
         self._journals = {name: Journal(self.directory / name) for name in JOURNALS}
@@ -282,8 +283,9 @@ class RunRecord:
     def _write_provenance(self, found: Checkpoint | None) -> None:
         path = self.directory / "provenance.json"
         attempts = (read_json(path) or {}).get("attempts", []) if path.exists() else []
-        meta = {**self.meta, "device": resolve_device(self.cfg.device)}
-        entry = provenance.collect(meta, len(attempts) + 1, found.step if found else None)
+        entry = provenance.collect(
+            {**self.meta, "device": self.device}, len(attempts) + 1, found.step if found else None
+        )
         if found and attempts and (changed := provenance.changed(attempts[-1], entry)):
             print(f"note: continuing with another {changed}: numbers may differ in their last bits", file=sys.stderr)
         write_json(path, {"attempts": [*attempts, entry]})

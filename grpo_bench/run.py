@@ -84,7 +84,7 @@ def run(cfg: Config, directory: Path) -> dict[str, Any]:
             "prompt_stream_hash": task.prompt_stream_hash,
             "fingerprints": {"data": task.fingerprint, "grader": grader(cfg.task.answer), **before.prints},
         }
-        record = RunRecord(directory, cfg, meta=meta)
+        record = RunRecord(directory, cfg, meta=meta, device=device.type)
         checkpoint = record.start()
         parts = Parts(cfg, task, tokenizer, engine, models, learner, meter, Size.of(model))
         tracker = make_tracker(cfg, directory, meta["run_id"], checkpoint is not None)
