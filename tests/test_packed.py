@@ -145,7 +145,7 @@ def test_the_fused_head_gives_the_plain_values_and_gradients(
     kept: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "KEPT_ELEMENTS", kept)
-    monkeypatch.setattr(head, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(head, "BLOCK_ELEMENTS", {"cpu": block})
     torch.manual_seed(0)
     hidden = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(61, 5, dtype=torch.float64, requires_grad=True)
