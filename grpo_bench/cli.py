@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from grpo_bench.config import Config, parse, run_dir, run_id
 from grpo_bench.config_checks import total_steps, updates_per_step
 from grpo_bench.config_errors import ConfigError
-from grpo_bench.jobs import SWEEP, child_command, one_job, outcome, say
+from grpo_bench.jobs import SWEEP, child_command, expect, one_job, outcome, say
 from grpo_bench.paths import conf_dir, sweeps_dir
 from grpo_bench.pool import Pool
 from grpo_bench.preflight import Plan, preflight, prepared, row_name
@@ -116,6 +116,8 @@ def _main(args: Namespace) -> None:
 
         sys.exit(summarise(plan, launch(plan, args.overrides, args.config_dir)))
     try:
+        if args.multirun:
+            expect(job.config for job in plan.jobs)
         _entry()
         _JOBS.wait()
     finally:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -111,10 +111,25 @@ def run_job(
     return reason
 
 
+def expect(configs: Iterable[Config]) -> None:
+    """Jobs like these will come: what they are forked from imports while Hydra composes them once more."""
+    if any(_forked(cfg) and cfg.isolate and standing(cfg, run_dir(cfg)) != "complete" for cfg in configs):
+        NURSERY.warm(_environment({}))
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
+
+
+def _forked(cfg: Config) -> bool:
+    """Not beside a GPU, which a process can use only if what it was forked from did not."""
+    return sys.platform == "linux" and cfg.device == "cpu" and cfg.reward.model.device != "cuda"
+
+
 def _run_child(
     cfg: Config, command: list[str], directory: Path, label: str, more: Mapping[str, str], memory: Memory
 ) -> int:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
+    environment = _environment(more)
     pause = LIFE_SECONDS if sys.stdout.isatty() else LIFE_SECONDS_LOG
     with _log(directory / "stdout.log", new=not cfg.resume) as log:
         child = _start(cfg, command, log, environment)
@@ -136,12 +151,8 @@ def _run_child(
 def _start(
     cfg: Config, command: list[str], log: IO[bytes], environment: dict[str, str]
 ) -> subprocess.Popen[bytes] | Hatchling:
-    """The job's process: from the nursery where that saves its imports, else one of its own.
-
-    Not beside a GPU, which a process can use only if what it was forked from did not.
-    """
-    on_cpu = cfg.device == "cpu" and cfg.reward.model.device != "cuda"
-    if sys.platform == "linux" and on_cpu and command[:3] == RUN:
+    """The job's process: from the nursery where that saves its imports, else one of its own."""
+    if _forked(cfg) and command[:3] == RUN:
         with contextlib.suppress(OSError):
             return NURSERY.start(command[3:], log, environment)
     return subprocess.Popen(

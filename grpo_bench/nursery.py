@@ -95,6 +95,12 @@ class Nursery:
         self._compiling: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
+    def warm(self, environment: dict[str, str]) -> None:
+        """Let its imports begin before the first job is known in full."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._process is None:
+                self._begin(environment)
+
     def start(self, argv: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> Hatchling:
         """``python -m grpo_bench *argv`` in this folder, with this environment; all that it prints goes to ``log``."""
         with self._lock:

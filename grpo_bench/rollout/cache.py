@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from grpo_bench import kernels
 
 
 @dataclass(slots=True)
@@ -25,8 +28,8 @@ class SharedPrefixCache:
     """Places for ``prompts`` prompts of at most ``width`` tokens and for ``rows`` completions of at most ``length``.
 
     Made for a rollout, or for several of the same sizes, written in place; a layer's buffers are made when its first
-    prompts come, which tell heads and widths. All zero at first: where attention is torch's, places never written are
-    masked, and a masked NaN would still be one.
+    prompts come, which tell heads and widths. Where attention is torch's all are zero at first: places never written
+    are masked, and a masked NaN would still be one. Compiled attention does not look at them.
     """
 
     def __init__(self, prompts: int, width: int, rows: int, length: int) -> None:
@@ -36,9 +39,14 @@ class SharedPrefixCache:
     def put_prompts(self, layer: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Write (P,K,S,d) keys and values of prompts to the places from ``first`` on."""
         if layer not in self.layers:
+            compiled = keys.shape == values.shape and kernels.take(keys, values)
+            made = torch.empty if compiled else torch.zeros
             self.layers[layer] = LayerCache(
-                *(x.new_zeros(self.prompts, x.shape[1], self.width, x.shape[3]) for x in (keys, values)),
-                *(x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in (keys, values)),
+                *(
+                    made(places, x.shape[1], length, x.shape[3], dtype=x.dtype, device=x.device)
+                    for places, length in ((self.prompts, self.width), (self.rows, self.length))
+                    for x in (keys, values)
+                )
             )
         held = self.layers[layer]
         held.prompt_keys[first : first + len(keys), :, : keys.shape[2]] = keys
