@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# C kernels, which are compiled at their first use otherwise; nothing where there is no compiler
+KERNELS := $(BIN)/python -P grpo_bench/kernels/build.py
 
 .PHONY: demo test slow ray parity lint types clean
 
@@ -46,11 +48,13 @@ $(VENV)/.pip: constraints.txt | $(BIN)/python
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(INSTALL) --editable .
+	$(KERNELS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(INSTALL) --editable '.[all]' --group dev
+	$(KERNELS)
 	@touch $@
 
 # Systems to compare with, without what they depend on; where they cannot be had their tests are skipped.
