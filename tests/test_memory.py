@@ -26,13 +26,13 @@ def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("grpo_bench.kernels.take", lambda x: False)
     assert micro_batch_tokens(own, None) == (2**31 - 2**28) // (80 * 16 * 2)
     monkeypatch.setattr("grpo_bench.kernels.take", lambda x: True)
-    # 62 bytes · 16 hidden units · 2 layers = 1,984 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
-    # that are kept come first: (2,147,483,648 − 268,435,456) / 1,984 = 947,100.9
-    assert micro_batch_tokens(own, None) == 947_100
-    own.head_is_linear = False  # chunks by autograd: 28 · 2^24 bytes, (2,147,483,648 − 469,762,048) / 1,984 = 845,625.8
-    assert micro_batch_tokens(own, None) == 845_625
-    own.head_is_plain = False  # all logits at once: 1,984 + 28 · 61 words = 3,692 bytes a token
-    assert micro_batch_tokens(own, None) == 2 * 2**30 // 3692
+    # 70 bytes · 16 hidden units · 2 layers = 2,240 bytes a token. Of 2 GiB, 4 bytes for each of the 2^26 probabilities
+    # that are kept come first: (2,147,483,648 − 268,435,456) / 2,240 = 838,860.8
+    assert micro_batch_tokens(own, None) == 838_860
+    own.head_is_linear = False  # chunks by autograd: 28 · 2^24 bytes, (2,147,483,648 − 469,762,048) / 2,240 = 748,982.9
+    assert micro_batch_tokens(own, None) == 748_982
+    own.head_is_plain = False  # all logits at once: 2,240 + 28 · 61 words = 3,948 bytes a token
+    assert micro_batch_tokens(own, None) == 2 * 2**30 // 3948
     assert micro_batch_tokens(own, 77) == 77
 
 

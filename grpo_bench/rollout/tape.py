@@ -110,7 +110,7 @@ class _Recording(TorchDispatchMode):
         kept = [self.places.like(x).copy_(x) for x in outs]
         into = [self.places.place(x) for x in kept]
         if func is _aten.add.Tensor and not kwargs and _adds(*args, *into):
-            layers.add(*args, *into)  # writes itself down; torch's takes ten times as long to be called
+            layers.add(*args, *into)  # writes itself down; 62 of torch's took 1.5 ms more in a step
             return kept[0]
         if func.overloadpacket in _COPIES:
             self.calls.append((_aten.copy_.default, (into[0], args[0]), {}))
