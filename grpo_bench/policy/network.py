@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grpo_bench.policy import gates, linear, norms, rotary
+from grpo_bench.policy import embedding, gates, linear, norms, rotary
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
@@ -41,6 +41,7 @@ class Policy(nn.Module):
             return
         norms.install(model)
         linear.install(model)
+        embedding.install(model)
         gates.install(model)
         rotary.install(model)
         # in full precision where it can be told apart from an error; a reference may hold weights in ``dtype``
