@@ -15,6 +15,7 @@ from grpo_bench.policy.packed import Packed, pack
 
 pytestmark = needs_compiler
 TYPES = [torch.float32, torch.bfloat16]
+needs_tiles = pytest.mark.skipif(not attention._tiled(), reason="no AMX on this processor")
 HEADS = [(4, 4, 32), (9, 3, 64), (2, 1, 12), (4, 2, 128), (7, 1, 64), (3, 1, 40), (5, 1, 80), (71, 1, 16)]
 # lengths of prompts, and the length of each row with the prompt that it continues, in any order
 RAGGED = ([5, 1, 17, 40], [(2, 6), (0, 3), (0, 20), (3, 33), (1, 2), (0, 1), (3, 0), (2, 17), (3, 1)])
@@ -198,6 +199,51 @@ def test_when_it_is_used(monkeypatch):
     assert len(calls) == 2
     low = [x.bfloat16() for x in given]
     assert torch.equal(out, packed.attend(0, *low, 0.2))
+
+
+@needs_tiles
+@pytest.mark.parametrize("window", [None, 1, 33, 700])
+@pytest.mark.parametrize(
+    ("heads", "keys", "width", "shape"),
+    [(9, 3, 64, RAGGED), (71, 1, 16, LONG), (6, 2, 40, LONG), (2, 2, 32, ([1100], [(0, 45), (0, 1)])),
+     (1, 1, 16, ([33, 4100], [(1, 70), (0, 9)])), (2, 1, 128, ([64, 0], [(0, 33), (1, 40), (0, 65)]))],
+)  # fmt: skip
+def test_with_and_without_matrix_tiles(heads, keys, width, shape, window, monkeypatch):
+    """Within the rounding of weights and of the scores' gradients; a prompt may have no tokens of its own."""
+    packed = packed_of(*shape)
+    given, grad = inputs(packed, heads, keys, width, torch.bfloat16)
+    own = both_ways(packed, given, grad, window)[0]
+    monkeypatch.setattr(attention, "_tiled", lambda: False)
+    plain = both_ways(packed, given, grad, window)[0]
+    assert window == 1 or not torch.equal(own[1], plain[1])
+    for a, b in zip(own, plain, strict=True):
+        assert far(a, b.double()) < 2e-2
+        assert float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-2)) < 6e-3
+
+
+@needs_tiles
+@pytest.mark.parametrize("window", [None, 4])
+def test_without_matrix_tiles(window, monkeypatch):
+    """bfloat16 as processors without tiles compute with it."""
+    monkeypatch.setattr(attention, "_tiled", lambda: False)
+    for heads, keys, width in HEADS:
+        test_attention_and_its_gradients(heads, keys, width, window, torch.bfloat16)
+    test_threads_strides_and_gradients_change_no_bit(LONG, torch.bfloat16, monkeypatch)
+
+
+@pytest.mark.parametrize("scaling", [0.2, -0.3, 40.0])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_any_scaling(dtype, scaling):
+    """Scores far apart and below zero: weights of zero and one, none of them infinite."""
+    packed = packed_of(*RAGGED)
+    given, grad = inputs(packed, 4, 2, 32, dtype)
+    leaves = [x.double().requires_grad_() for x in given]
+    exact = formula(packed, *leaves, scaling, None)
+    wanted = [exact.detach(), *torch.autograd.grad(exact, leaves, grad.double())]
+    leaves = [x.detach().requires_grad_() for x in given]
+    out = packed.attend(0, *leaves, scaling)
+    for a, b in zip([out.detach(), *torch.autograd.grad(out, leaves, grad)], wanted, strict=True):
+        assert far(a, b) < (2e-2 if dtype == torch.bfloat16 else 1e-4)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -64,6 +64,7 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
     library.scores_room.argtypes, library.scores_room.restype = [i], i
     library.attention_room.argtypes, library.attention_room.restype = [i, i, i, c], i
+    library.tiled_attention_room.argtypes, library.tiled_attention_room.restype = [i, i, c], i
     library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
@@ -73,6 +74,9 @@ def _library() -> ctypes.CDLL | None:
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
         if library.weight_gradient_room(TILES, TILES, TILES):
             library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
+        if library.tiled_attention_room(TILES, TILES, 0):
+            library.tiled_attention.argtypes = library.packed_attention_bfloat16.argtypes
+            library.tiled_attention_gradient.argtypes = library.packed_attention_gradient_bfloat16.argtypes
     return library
 
 

@@ -1,4 +1,4 @@
-"""Attention of packed rows in training, forward and backward: see ``packed_attention.h``.
+"""Attention of packed rows in training, forward and backward: see ``packed_attention.h`` and ``tiled_attention.h``.
 
 Functions of tensors without autograd; ``policy.packed_attention`` makes a differentiable operation of them.
 """
@@ -6,12 +6,13 @@ Functions of tensors without autograd; ``policy.packed_attention`` makes a diffe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import NAMES, _call, _dense_last, _library, _threads
+from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_tiles, _library, _threads
 
 SCRATCH = 2**28  # floats of all threads; where each needs much, for very long prompts, fewer work
 
@@ -45,6 +46,19 @@ class Sequences:
         )  # fmt: skip
 
 
+@cache
+def _tiled() -> bool:
+    """Whether attention in bfloat16 is made by the processor's matrix tiles."""
+    library: Any = _library()
+    return _has_tiles() and bool(library.tiled_attention_room(TILES, TILES, 0))
+
+
+def _name(query: Tensor, back: str = "") -> str:
+    if query.dtype == torch.bfloat16 and _tiled():
+        return f"tiled_attention{back}"
+    return f"packed_attention{back}_{NAMES[query.dtype]}"
+
+
 def _arguments(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> list[int]:
     heads, tokens, width = query.shape
     assert key.shape == value.shape == (key.shape[0], tokens, width)
@@ -59,7 +73,10 @@ def _rest(query: Tensor, heads: int, sequences: Sequences, scaling: float, windo
     H, tokens, width = query.shape
     prompts, most = len(sequences.order), sequences.most
     library: Any = _library()
-    room = library.attention_room(most, H // heads, width, int(back))
+    if query.dtype == torch.bfloat16 and _tiled():
+        room = library.tiled_attention_room(most, width, int(back))
+    else:
+        room = library.attention_room(most, H // heads, width, int(back))
     threads = min(_threads(query.numel() * most), prompts * heads, max(SCRATCH // room, 1))
     scratch = torch.empty(threads, room, dtype=torch.float32)
     parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order)
@@ -82,7 +99,7 @@ def attend(
     given = _arguments(query, key, value, sequences)
     *more, scratch, most, threads = _rest(query, key.shape[0], sequences, scaling, window, False)
     _call(
-        f"packed_attention_{NAMES[query.dtype]}",
+        _name(query),
         *given, out.data_ptr(), None if lse is None else lse.data_ptr(), *more, scratch.data_ptr(), most, threads,
     )  # fmt: skip
     return out, lse
@@ -106,7 +123,7 @@ def attend_gradient(
     given = _arguments(query, key, value, sequences)
     *more, scratch, most, threads = _rest(query, key.shape[0], sequences, scaling, window, True)
     _call(
-        f"packed_attention_gradient_{NAMES[query.dtype]}",
+        _name(query, "_gradient"),
         *given, out.data_ptr(), grad.data_ptr(), lse.data_ptr(), of_query.data_ptr(), of_key.data_ptr(),
         of_value.data_ptr(), *more, scratch.data_ptr(), most, threads,
     )  # fmt: skip

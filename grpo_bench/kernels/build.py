@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 UNITS = ("sampling.c", "sampling_bfloat16.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
 HEADERS = (
     "vectors.h", "decode.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
-    "packed_attention.h",
+    "packed_attention.h", "tiled_attention.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack
