@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from grpo_bench.kernels import optimiser as kernels
 
 if TYPE_CHECKING:
     from grpo_bench.config import OptimConfig
@@ -44,13 +46,43 @@ class Optimiser:
 
         A loss or gradient that is not finite is dropped: the weights stay as they are.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip or math.inf))
+        trained = [p for p in self.parameters if p.grad is not None]
+        compiled = kernels.takes([*trained, *(p.grad for p in trained if p.grad is not None)])
+        if compiled:
+            norm = kernels.norm([p.grad for p in trained if p.grad is not None])
+        else:
+            norm = float(nn.utils.clip_grad_norm_(trained, self.cfg.grad_clip or math.inf))
         applied = math.isfinite(loss) and math.isfinite(norm)
         if applied:
             factor = schedule(self.cfg, self.updates, progress)
             for group, rate in zip(self.adamw.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
-            self.adamw.step()
+            if compiled:
+                self._step(min((self.cfg.grad_clip or math.inf) / (norm + 1e-6), 1.0))  # as clip_grad_norm_ has it
+            else:
+                self.adamw.step()
             self.updates += 1
         self.adamw.zero_grad(set_to_none=True)
         return norm, applied
+
+    @torch.no_grad()
+    def _step(self, scale: float) -> None:
+        """What ``adamw.step`` does with gradients times ``scale``, on its state."""
+        for group in self.adamw.param_groups:
+            alike: dict[int, list[tuple[Tensor, ...]]] = {}  # by their own count of updates
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.adamw.state[p]
+                if not state:  # as torch makes it
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                of = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+                alike.setdefault(int(state["step"]), []).append(of)
+            for step, tensors in alike.items():
+                weights, grads, means, squares = (list(x) for x in zip(*tensors, strict=True))
+                kernels.adamw(
+                    weights, grads, means, squares, scale, step, group["lr"], group["betas"], group["eps"],
+                    group["weight_decay"],
+                )  # fmt: skip

@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from kernel_data import kernels_on, needs_compiler  # noqa: F401 (a fixture)
 from model_data import make
 
+from grpo_bench import kernels
+from grpo_bench.kernels import optimiser as compiled
 from grpo_bench.optimiser import Optimiser, schedule
 from grpo_bench.update import descend
 
@@ -59,3 +62,76 @@ def test_the_first_adamw_step_by_hand() -> None:
 def test_schedules_by_hand(name: str, warm: int, update: int, progress: float, factor: float) -> None:
     optim = make().optim.model_copy(update={"schedule": name, "warmup_updates": warm})
     assert schedule(optim, update, progress) == pytest.approx(factor, abs=1e-12)
+
+
+SHAPES = [(300, 70), (1,), (), (0, 3), (17,), (2, 16384), (3, 5, 7)]
+
+
+def trained(on: bool, threads: int, clip: str, steps: int = 4) -> tuple[list[float], Optimiser]:
+    """Steps on random gradients of all sizes, one tensor's missing at the second step."""
+    kernels.use(on)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    cfg = make(f"optim.grad_clip={clip}", "optim.warmup_updates=3", "optim.weight_decay=0.1").optim
+    optimiser = Optimiser([(weights[:3], 0.1), (weights[3:], 0.03)], cfg)
+    norms = []
+    for step in range(steps):
+        for i, p in enumerate(weights):
+            p.grad = None if step == i == 1 else torch.randn_like(p) * 10 ** (i - 3)
+        norms.append(optimiser.step(0.0, 0.0)[0])
+    return norms, optimiser
+
+
+@needs_compiler
+@pytest.mark.parametrize("clip", ["null", "1.0", "1e9"])
+def test_compiled_steps_are_those_of_torch(clip: str) -> None:
+    (norms, own), (again, same), (plain, other) = (trained(*x, clip) for x in ((True, 1), (True, 2), (False, 1)))
+    assert norms == again == pytest.approx(plain, rel=1e-5)
+    for a, b, c in zip(own.parameters, same.parameters, other.parameters, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-6)
+        found, wanted = own.adamw.state[a], other.adamw.state[c]
+        assert list(found) == list(wanted)
+        for name, value in wanted.items():
+            assert found[name].dtype == value.dtype
+            largest = float(value.abs().max()) if value.numel() else 0.0
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6 * largest)
+    assert own.adamw.state_dict()["param_groups"] == other.adamw.state_dict()["param_groups"]
+
+
+@needs_compiler
+def test_a_state_goes_from_one_to_the_other() -> None:
+    """Three steps of one, one of the other: a run may be resumed on another machine."""
+    found = []
+    for on in (True, False):
+        optimiser = trained(on, 1, "1.0", 3)[1]
+        kernels.use(not on)
+        following = Optimiser([(optimiser.parameters[:3], 0.1), (optimiser.parameters[3:], 0.03)], optimiser.cfg)
+        following.adamw.load_state_dict(optimiser.adamw.state_dict())
+        for p in following.parameters:
+            p.grad = torch.ones_like(p)
+        following.step(0.0, 0.0)
+        found.append(following.parameters)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_the_norm(wrong: float) -> None:
+    grads = [torch.ones(5000), torch.ones(3, 700)]
+    grads[1][2, 699] = wrong
+    assert not math.isfinite(compiled.norm(grads))
+    assert compiled.norm(grads[:1]) == pytest.approx(math.sqrt(5000))
+    assert compiled.norm([]) == 0
+
+
+@needs_compiler
+def test_what_is_compiled_for() -> None:
+    x = torch.zeros(4, 4)
+    assert compiled.takes([x, x.clone()])
+    assert not compiled.takes([x, x.double()])
+    assert not compiled.takes([x[:, :2]])
+    kernels.use(False)
+    assert not compiled.takes([x])
