@@ -103,15 +103,19 @@ def test_gates(count, threads, dtype):
     assert near(of_up, other.grad, 1000.0)
 
 
-def test_gates_of_extremes():
+@pytest.mark.parametrize("dtype", TYPES)
+def test_gates_of_extremes(dtype):
     """Far to the left a gate is shut, far to the right it lets everything through; a NaN stays one."""
-    assert layers.gate(torch.tensor([-1e38]), torch.ones(1)).item() == 0
-    gate = torch.tensor([-1e30, -500.0, -100.0, 0.0, 100.0, 500.0, 1e30, math.nan])
-    out = layers.gate(gate, torch.ones(8))
+    ones = torch.ones(8, dtype=dtype)
+    assert layers.gate(torch.tensor([-1e38]).to(dtype), ones[:1]).item() == 0
+    gate = torch.tensor([-1e30, -500.0, -100.0, 0.0, 100.0, 500.0, 1e30, math.nan]).to(dtype)
+    out = layers.gate(gate, ones)
     assert out[:3].abs().max() < 1e-6
-    assert out[3:7].tolist() == [0.0, 100.0, 500.0, pytest.approx(1e30)]
+    assert out[3:7].tolist() == [0.0, 100.0, 500.0, gate[6].item()]
     assert out[7].isnan()
-    of_gate, _ = layers.gate_gradient(gate[1:6], torch.ones(5), torch.ones(5))
+    of_gate, of_up = layers.gate_gradient(gate[1:6], ones[:5], ones[:5])
+    assert of_up.tolist() == pytest.approx([0.0, 0.0, 0.0, 100.0, 500.0], abs=1e-6)
+    assert all(x.isnan() for of in layers.gate_gradient(gate[7:], ones[:1], ones[:1]) for x in of)
     assert of_gate.tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0], abs=1e-6)
 
 

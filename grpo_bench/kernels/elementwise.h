@@ -42,6 +42,7 @@ void NAME(add)(const T *x, const T *y, T *out, int64_t count, int threads) {
   }
 }
 
+#ifndef FASTER /* bfloat16.h */
 /* out = gate * sigmoid(gate) * up */
 void NAME(gate)(const T *gate, const T *up, T *out, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
@@ -68,3 +69,4 @@ void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, 
     }
   }
 }
+#endif

@@ -21,6 +21,10 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #define LOAD from_bfloat16
 #define STORE to_bfloat16
 #define NAME(x) x##_bfloat16
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define FASTER
+#include "bfloat16.h"
+#endif
 #include "softmax.h"
 #include "elementwise.h"
 #undef NAME

@@ -1,6 +1,7 @@
 /* Included once per type of element, as typed.h is: the softmax over the vocabulary in training, and its gradient, each in
  * one pass over memory: a row of logits stays in a processor's cache meanwhile, all of them do not. */
 
+#ifndef FASTER /* bfloat16.h */
 /* Row by row, in place: logits x (rows, words) become probabilities at ``temperature``; also the log-probs of ``targets``
  * and the entropies. A row with a logit that is not a number, or with an infinite largest one, becomes NaN as a whole.
  * scratch: (threads, words) floats. */
@@ -43,6 +44,7 @@ void NAME(soften)(T *x, int64_t rows, int64_t words, const int64_t *targets, flo
     }
   }
 }
+#endif
 
 /* Row by row, in place: probabilities p (rows, words) become ``scales`` (rows) times the gradient of the log-prob of
  * ``targets`` by the logits: 1 at the target, less p. */

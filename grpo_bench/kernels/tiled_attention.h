@@ -8,6 +8,7 @@
  *
  * A prompt's columns fill the first panels; those of a row that continues it begin a panel of their own, so that the
  * prompt's are laid out once for all of its rows. */
+#include "avx512.h"
 #include "tiles.h"
 
 enum { SIDE = 32, PANEL = SIDE * SIDE, SUBS = 4 }; /* SUBS: panels of queries whose gradients are made together */
@@ -106,22 +107,6 @@ static inline __attribute__((always_inline)) void add_product(const uint16_t *a,
     _tile_dpbf16ps(3, 5, 7);
   }
 }
-
-/* 2^x to about 2e-7 of its size, for x up to 127; 2^-126 below that, NaN stays */
-static inline __attribute__((always_inline)) __m512 power_of_2(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x); /* the second where one is NaN */
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.326472731e-3f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.671512991e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.550733581e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.402224243e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931470037e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
-
-#define LOG2E 1.44269504088896341f
-#define LN2 0.69314718055994531f
 
 /* What the queries of a panel look at. Columns have positions: a prompt's from 0 on, a row's from ``shared`` on, that many
  * being its prompt's. */
