@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import weakref
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, native, taped
+from grpo_bench.rollout import Noise, Sampling, decode, native, pages, taped
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.tape import Tape
 from grpo_bench.types import Rollouts
@@ -31,10 +32,12 @@ def rolled(
     static: bool = False,
     kept: int = 0,
     elsewhere: bool = False,
+    given_back: bool = False,
 ) -> tuple[list[Rollouts], list[Tape]]:
     """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place.
 
-    ``kept``: bytes that it may keep between them. ``elsewhere``: weights come to lie in other places in between.
+    ``kept``: bytes that it may keep between them; ``given_back``: it may keep more, without the memory. ``elsewhere``:
+    weights come to lie in other places in between.
     """
     made: list[Tape] = []
 
@@ -45,6 +48,7 @@ def rolled(
     monkeypatch.setattr(taped, "PLAIN_STEPS", plain)
     monkeypatch.setattr(taped, "Tape", record)
     monkeypatch.setattr(native, "KEPT_BYTES", kept)
+    monkeypatch.setattr(native, "KEPT_DECODERS", 4 if kept or given_back else 0)
     engine, tok, out = NativeEngine(slots, dtype, static=static), tokenizer(), []
     policy = adapted() if kind == "lora" else model(kind, double=False)
     for step in range(3):
@@ -97,6 +101,28 @@ def test_recorded_steps_of_a_small_model_serve_the_next_rollouts(monkeypatch, dt
     fewer, more = rolled(monkeypatch, "llama", dtype, 2, slots, kept=2**26)
     assert fewer == want
     assert len(more) > len(made)
+
+
+@needs_compiler
+@pytest.mark.skipif(not pages.can_give_back(), reason="memory cannot be given back")
+@pytest.mark.parametrize("slots", [None, 5])
+@pytest.mark.parametrize("kind", ["llama", "lora"])
+def test_recorded_steps_stay_without_their_memory(monkeypatch, kind, slots) -> None:
+    """Of a copy in bfloat16: what is not a copy keeps its weights, and is not kept here."""
+    want, again = rolled(monkeypatch, kind, torch.bfloat16, 2, slots)
+    seen: list[int] = []
+    give_back = decode.Decoder.give_back
+
+    def given(decoder: decode.Decoder) -> None:
+        give_back(decoder)
+        seen.append(sum(int(x.count_nonzero()) for x in decoder.cache.slabs))
+
+    monkeypatch.setattr(decode.Decoder, "give_back", given)
+    played, made = rolled(monkeypatch, kind, torch.bfloat16, 2, slots, given_back=True)
+    assert played == want
+    assert 0 < len(made) < len(again)
+    assert len(seen) >= 3
+    assert max(seen) <= 2 * mmap.PAGESIZE  # the parts of pages at both ends
 
 
 @needs_compiler
@@ -202,6 +228,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, play: Any) -> tuple[int, int]:
     monkeypatch.setattr(taped, "PLAIN_STEPS", 2)
     monkeypatch.setattr(taped, "Tape", Other)
     monkeypatch.setattr(native, "KEPT_BYTES", 0)
+    monkeypatch.setattr(native, "KEPT_DECODERS", 0)
     engine, policy, tok = NativeEngine(None), model(double=False), tokenizer()
     assert engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0)) == want[0]
     return count[0], count[1]

@@ -55,8 +55,8 @@ class _Places:
         flat = torch.frombuffer(holder, dtype=x.dtype, count=size // x.element_size())
         return flat.as_strided(x.shape, x.stride())
 
-    def size_bytes(self) -> int:
-        return sum(block.nbytes for block in self._blocks.values())
+    def blocks(self) -> list[Tensor]:
+        return list(self._blocks.values())
 
     def holds(self, x: Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self._blocks
@@ -164,7 +164,8 @@ class Tape:
         self.refused = recording.refused  # None: it can be played
         self._calls = recording.calls if self.refused is None else []
         self._kept = (recording.places, recording.kept)
-        self.size_bytes = recording.places.size_bytes()  # of what it makes
+        self.memory = recording.places.blocks()  # for what it makes: each time anew
+        self.size_bytes = sum(block.nbytes for block in self.memory)
 
     def play(self) -> Tensor:
         for function, args, kwargs in self._calls:
