@@ -111,6 +111,17 @@ def test_choice_of_a_token(words, temperature):
 
 
 @needs_compiler
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_bfloat16_logits_choose_as_the_same_numbers_in_fp32(temperature):
+    torch.manual_seed(0)
+    logits, uniforms = (torch.randn(64, 700) * 3).bfloat16(), torch.rand(64, dtype=torch.float64)
+    low, wide = (kernels.draw(x, temperature, uniforms) for x in (logits, logits.float()))
+    assert torch.equal(low[0], wide[0])
+    torch.testing.assert_close(low[1], wide[1], atol=1e-6, rtol=1e-6)
+    assert low[1].dtype == torch.float32
+
+
+@needs_compiler
 def test_no_impossible_word_is_chosen():
     """Two words of four are possible, of probability 1/2 each: u < 1/2 gives the first, and never the others."""
     logits = torch.tensor([[-math.inf, 1.0, -math.inf, 1.0]]).expand(5, 4)

@@ -50,6 +50,7 @@ def _library() -> ctypes.CDLL | None:
     for name in NAMES.values():
         attention = getattr(library, f"decode_attention_{name}")
         attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, p, i, c]
+        getattr(library, f"draw_{name}").argtypes = [p, i, i, i, f, p, p, p, c]
         getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
         getattr(library, f"soften_{name}").argtypes = [p, i, i, p, f, p, p, p, c]
         getattr(library, f"logp_gradient_{name}").argtypes = [p, i, i, p, p, c]
@@ -65,7 +66,6 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
     library.scores_room.argtypes, library.scores_room.restype = [i], i
     library.attention_room.argtypes, library.attention_room.restype = [i, i, i, c], i
-    library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
         library.multiply.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]
@@ -195,7 +195,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """(b,V) fp32 logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
+    """(b,V) logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
     if gpu.serves(logits):
         from grpo_bench.kernels.gpu import sampling as on_gpu
 
@@ -204,7 +204,8 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, 
     tokens = torch.empty(len(logits), dtype=torch.long)
     logps = torch.empty(len(logits), dtype=torch.float32)
     _call(
-        "draw", logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
+        f"draw_{NAMES[logits.dtype]}",
+        logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
         logps.data_ptr(), _threads(logits.numel()),
     )  # fmt: skip
     return tokens, logps
@@ -271,6 +272,25 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
         _threads(columns * depth),
     )  # fmt: skip
     return out
+
+
+def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, to: Tensor, out: Tensor) -> Any:
+    """A call heard of ``multiply``, to -> a call that also writes ``added`` + ``to`` to ``out``; None if it is not one.
+
+    (n,m) bfloat16, dense; ``out`` may not lie where the product's factors do.
+    """
+    function, args, _ = product
+    if getattr(function, "__name__", "") != "multiply" or args[3] != to.data_ptr() or to.dtype != torch.bfloat16:
+        return None
+    x, *_, plus, _, padded, rows, columns, depth, gated, _ = args
+    if plus is not None or gated or to.numel() != rows * columns or not added.numel() == out.numel() == rows * columns:
+        return None
+    deep = -(-depth // TILES) * TILES
+    read = [(x, 2 * rows * depth)] + ([] if padded is None else [(padded, 2 * (rows + TILES) * deep)])
+    read.append((to.data_ptr(), to.nbytes))
+    if any(start < out.data_ptr() + out.nbytes and out.data_ptr() < start + size for start, size in read):
+        return None
+    return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
 
 
 def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from filelock import FileLock
 HERE = Path(__file__).resolve().parent
 UNITS = ("sampling.c", "sampling_bfloat16.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
 HEADERS = (
-    "vectors.h", "decode.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
+    "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
     "packed_attention.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

@@ -264,7 +264,8 @@ class Decoder:
         plan = DecodePlan(self.cache, shape, where)
         trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
         self.sized = plan.sized
-        return self.policy.logits(trunk.last_hidden_state[0], wide=not kernels.gpu.serves(self.tokens))
+        hidden = trunk.last_hidden_state[0]
+        return self.policy.logits(hidden, wide=not kernels.take(hidden))  # what draws reads both
 
     def step(self, shape: Shape) -> Tensor:
         """One token more of each row, written in place; (N,V) what they were drawn from."""
