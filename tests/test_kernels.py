@@ -12,11 +12,12 @@ import torch
 from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
 from model_data import make, network
 from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_bench import kernels
-from grpo_bench.kernels import build
+from grpo_bench.kernels import build, layers
 from grpo_bench.policy import Policy, norms
-from grpo_bench.rollout import Noise, Sampling
+from grpo_bench.rollout import Noise, Sampling, weights
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.plans import DecodePlan, Shape, Where
@@ -110,6 +111,17 @@ def test_choice_of_a_token(words, temperature):
 
 
 @needs_compiler
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_bfloat16_logits_choose_as_the_same_numbers_in_fp32(temperature):
+    torch.manual_seed(0)
+    logits, uniforms = (torch.randn(64, 700) * 3).bfloat16(), torch.rand(64, dtype=torch.float64)
+    low, wide = (kernels.draw(x, temperature, uniforms) for x in (logits, logits.float()))
+    assert torch.equal(low[0], wide[0])
+    torch.testing.assert_close(low[1], wide[1], atol=1e-6, rtol=1e-6)
+    assert low[1].dtype == torch.float32
+
+
+@needs_compiler
 def test_no_impossible_word_is_chosen():
     """Two words of four are possible, of probability 1/2 each: u < 1/2 gives the first, and never the others."""
     logits = torch.tensor([[-math.inf, 1.0, -math.inf, 1.0]]).expand(5, 4)
@@ -143,25 +155,127 @@ def test_products_with_packed_weights(dtype, rows, columns, depth, bias):
 
 
 @needs_tiles
-def test_a_copy_for_sampling_follows_the_weights():
-    policy = Policy(network("llama", double=False), torch.bfloat16)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"), [(1, 16, 32), (32, 48, 576), (33, 1536, 64), (45, 100, 50), (7, 17, 33), (1, 1, 1)]
+)
+def test_gated_products_round_as_their_parts_do(monkeypatch, threads, rows, columns, depth):
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    torch.set_num_threads(threads)
+    torch.manual_seed(rows)
+    x, gate, up = torch.randn(rows, depth).bfloat16(), torch.randn(columns, depth), torch.randn(columns, depth)
+    wide = -(-columns // kernels.TILE) * kernels.TILE
+    both_of_them = kernels.packed_room([(2 * wide, depth)])[0].fill_(math.nan)
+    kernels.pack(gate, both_of_them, first=0, step=2)
+    kernels.pack(up, both_of_them, first=1, step=2)
+    want = layers.gate(*(kernels.multiply(x, kernels.pack(w), columns) for w in (gate, up)))
+    assert torch.equal(kernels.multiply(x, both_of_them, columns, gated=True), want)
+
+
+@needs_tiles
+@pytest.mark.parametrize("rows", [1, 70])
+def test_weights_packed_behind_each_other_give_what_they_give_alone(rows):
+    torch.manual_seed(0)
+    x, parts = torch.randn(rows, 70).bfloat16(), [torch.randn(n, 70) for n in (48, 16, 33)]
+    room, first = kernels.packed_room([(97, 70)])[0].fill_(math.nan), 0
+    for part in parts:
+        kernels.pack(part, room, first)
+        first += len(part) // kernels.TILE
+    want = torch.cat([kernels.multiply(x, kernels.pack(w), len(w)) for w in parts], dim=1)
+    assert torch.equal(kernels.multiply(x, room, 97), want)
+
+
+@needs_tiles
+def test_products_of_many_rows(monkeypatch):
+    """More than stay in a core's cache at once."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(601, 1536).bfloat16(), torch.randn(40, 1536)
+    exact = x.double() @ weight.bfloat16().double().T
+    out = kernels.multiply(x, kernels.pack(weight), 40)
+    torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=2**-8)
+
+
+@needs_tiles
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "tied"])
+def test_a_copy_for_sampling_follows_the_weights(kind):
+    policy = Policy(network("llama" if kind == "tied" else kind, double=False), torch.bfloat16)
+    if kind == "tied":
+        policy.model.lm_head.weight = policy.model.model.embed_tokens.weight
     copy = SamplingCopy(policy, torch.bfloat16)
     assert any(isinstance(m, PackedLinear) for m in copy.policy.model.modules())
+    assert {n: (p.shape, p.dtype) for n, p in copy.policy.named_parameters()} == {
+        n: (p.shape, torch.bfloat16) for n, p in policy.named_parameters()
+    }
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        before = copy.policy.model(ids).logits
+        before = copy.policy.model(ids, use_cache=False).logits
         for parameter in policy.model.parameters():
             parameter.mul_(0.8)  # larger ones would make roundings too large to compare
+        copy.give_back()
+        assert copy.weights() == []
         copy.refresh()
-        fast, plain = both(lambda: copy.policy.model(ids).logits)
-        assert not torch.allclose(fast, before, atol=0.2)
-        for module in copy.policy.model.modules():
-            if isinstance(module, PackedLinear):
-                module.packed.zero_()  # nobody reads them where kernels are not used
-        torch.testing.assert_close(fast, plain, atol=0.1, rtol=0.05)
+        fast = copy.policy.model(ids, use_cache=False).logits
+        assert not torch.allclose(fast, before, atol=0.02)
         kernels.use(False)
-        torch.testing.assert_close(copy.policy.model(ids).logits, plain)
-        assert plain.dtype == torch.bfloat16
+        plain = SamplingCopy(policy, torch.bfloat16)
+        assert not any(isinstance(m, PackedLinear) for m in plain.policy.model.modules())
+        torch.testing.assert_close(fast, plain.policy.model(ids, use_cache=False).logits, atol=0.1, rtol=0.05)
+
+
+@needs_tiles
+@pytest.mark.parametrize("biased", [False, True])
+def test_layers_of_one_input_are_one_product(monkeypatch, biased):
+    """And give what they give by themselves, bit for bit."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    policy = Policy(Qwen2ForCausalLM(config).eval(), torch.bfloat16)
+    for layer in policy.model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            part = getattr(layer.self_attn, name)
+            part.bias = torch.nn.Parameter(torch.randn(part.out_features)) if biased else None
+    copy = SamplingCopy(policy, torch.bfloat16)
+    monkeypatch.setattr(weights, "SIBLINGS", ())
+    apart = SamplingCopy(policy, torch.bfloat16)
+    layer = copy.policy.model.model.layers[0]
+    assert layer.self_attn.q_proj.packed is layer.self_attn.v_proj.packed
+    assert layer.mlp.gate_proj.packed is layer.mlp.up_proj.packed
+    calls = []
+    with torch.no_grad(), kernels.heard(calls):
+        layer.mlp(torch.ones(1, 3, 64, dtype=torch.bfloat16))
+    assert [function.__name__ for function, _, _ in calls] == ["multiply", "multiply"]
+    for rows in (1, 40, 300):
+        ids = torch.arange(rows)[None] % 50
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.mul_(0.9)
+            copy.refresh()
+            apart.refresh()
+            assert torch.equal(*(x.policy.model(ids, use_cache=False).logits for x in (copy, apart)))
+
+
+@needs_tiles
+def test_a_model_that_looks_at_its_layers_weights_is_given_them():
+    class Looks(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.layer.weight)
+
+    policy = Policy(network("llama", double=False), torch.bfloat16)
+    mlp = policy.model.model.layers[0].mlp
+    mlp.down_proj = Looks(mlp.down_proj)
+    ids = torch.tensor([[5, 6, 7]])
+    for _ in range(2):  # found out once, then known
+        copy = SamplingCopy(policy, torch.bfloat16)
+        assert not any(p.isnan().any() for p in copy.policy.parameters())
+        with torch.no_grad():
+            fast, plain = both(lambda copy=copy: copy.policy.model(ids, use_cache=False).logits)
+        torch.testing.assert_close(fast, plain, atol=0.1, rtol=0.05)
 
 
 def test_nothing_is_compiled_where_kernels_are_not_used(monkeypatch):

@@ -9,9 +9,10 @@ import torch
 from kernel_data import kernels_on, needs_compiler  # noqa: F401
 from model_data import ARCHITECTURES, make, network
 
+from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native, taped
+from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native, pages, taped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.probe import why_no_plans
@@ -169,6 +170,7 @@ def test_ends_may_be_ignored(make_it: Any) -> None:
 
 
 def test_a_copy_in_low_precision_follows_the_weights() -> None:
+    kernels.use(False)  # packed weights lie nowhere else
     policy = model(double=False)
     made = SamplingCopy(policy, torch.bfloat16)
     copy = made.policy
@@ -193,6 +195,7 @@ def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, ke
     A small model's is kept.
     """
     monkeypatch.setattr(native, "KEPT_BYTES", kept)
+    monkeypatch.setattr(native, "KEPT_DECODERS", 4 if kept else 0)
     policy, tok = model(double=False), tokenizer()
     engine = NativeEngine(None, torch.bfloat16)
     made: list[SamplingCopy] = []
@@ -222,9 +225,28 @@ def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.
     monkeypatch.setattr(native, "KEPT_BYTES", held[1] + held[2] + 2 * weights)
     engine.generate(policy, tok, PROMPTS, 1, SAMPLED, NOISE)
     assert [decoder.cache.rows // len(PROMPTS) for decoder in engine._kept.values()] == [2, 1]
-    monkeypatch.setattr(native, "KEPT_BYTES", held[1] + weights - 1)
+    monkeypatch.setattr(native, "KEPT_BYTES", weights - 1)
     engine.generate(policy, tok, PROMPTS, 1, SAMPLED, NOISE)
     assert not engine._kept
+
+
+@needs_compiler
+@pytest.mark.parametrize("leaves", [True, False])
+def test_decoders_too_large_for_their_room_keep_their_places_only(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
+    left: list[decode.Decoder] = []
+    monkeypatch.setattr(decode.Decoder, "give_back", lambda decoder: left.append(decoder))
+    monkeypatch.setattr(pages, "can_give_back", lambda: leaves)
+    monkeypatch.setattr(native, "KEPT_BYTES", sum(p.nbytes for p in policy.model.parameters()))
+    monkeypatch.setattr(native, "KEPT_DECODERS", 2)
+    monkeypatch.setattr(decode.Decoder, "records", lambda _: True)
+    for members in (1, 2, 3):
+        engine.generate(policy, tok, PROMPTS, members, SAMPLED, NOISE)
+    # its model is counted with each of them
+    assert [decoder.cache.rows // len(PROMPTS) for decoder in engine._kept.values()] == ([3] if leaves else [])
+    assert bool(left) == leaves
 
 
 def test_the_copy_gives_what_a_model_loaded_in_low_precision_gives() -> None:

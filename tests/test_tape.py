@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from kernel_data import kernels_on, needs_compiler  # noqa: F401
+from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
 from model_data import ARCHITECTURES, make
 from test_rollout_native import PROMPTS, model, tokenizer
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, native, taped
+from grpo_bench.rollout import Noise, Sampling, decode, native, pages, taped
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.tape import Tape
 from grpo_bench.types import Rollouts
@@ -31,10 +32,12 @@ def rolled(
     static: bool = False,
     kept: int = 0,
     elsewhere: bool = False,
+    given_back: bool = False,
 ) -> tuple[list[Rollouts], list[Tape]]:
     """Three rollouts by one engine that records after ``plain`` steps alike; weights change in between, in place.
 
-    ``kept``: bytes that it may keep between them. ``elsewhere``: weights come to lie in other places in between.
+    ``kept``: bytes that it may keep between them; ``given_back``: it may keep more, without the memory. ``elsewhere``:
+    weights come to lie in other places in between.
     """
     made: list[Tape] = []
 
@@ -45,6 +48,7 @@ def rolled(
     monkeypatch.setattr(taped, "PLAIN_STEPS", plain)
     monkeypatch.setattr(taped, "Tape", record)
     monkeypatch.setattr(native, "KEPT_BYTES", kept)
+    monkeypatch.setattr(native, "KEPT_DECODERS", 4 if kept or given_back else 0)
     engine, tok, out = NativeEngine(slots, dtype, static=static), tokenizer(), []
     policy = adapted() if kind == "lora" else model(kind, double=False)
     for step in range(3):
@@ -97,6 +101,28 @@ def test_recorded_steps_of_a_small_model_serve_the_next_rollouts(monkeypatch, dt
     fewer, more = rolled(monkeypatch, "llama", dtype, 2, slots, kept=2**26)
     assert fewer == want
     assert len(more) > len(made)
+
+
+@needs_compiler
+@pytest.mark.skipif(not pages.can_give_back(), reason="memory cannot be given back")
+@pytest.mark.parametrize("slots", [None, 5])
+@pytest.mark.parametrize("kind", ["llama", "lora"])
+def test_recorded_steps_stay_without_their_memory(monkeypatch, kind, slots) -> None:
+    """Of a copy in bfloat16: what is not a copy keeps its weights, and is not kept here."""
+    want, again = rolled(monkeypatch, kind, torch.bfloat16, 2, slots)
+    seen: list[int] = []
+    give_back = decode.Decoder.give_back
+
+    def given(decoder: decode.Decoder) -> None:
+        give_back(decoder)
+        seen.append(sum(int(x.count_nonzero()) for x in decoder.cache.slabs))
+
+    monkeypatch.setattr(decode.Decoder, "give_back", given)
+    played, made = rolled(monkeypatch, kind, torch.bfloat16, 2, slots, given_back=True)
+    assert played == want
+    assert 0 < len(made) < len(again)
+    assert len(seen) >= 3
+    assert max(seen) <= 2 * mmap.PAGESIZE  # the parts of pages at both ends
 
 
 @needs_compiler
@@ -202,6 +228,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, play: Any) -> tuple[int, int]:
     monkeypatch.setattr(taped, "PLAIN_STEPS", 2)
     monkeypatch.setattr(taped, "Tape", Other)
     monkeypatch.setattr(native, "KEPT_BYTES", 0)
+    monkeypatch.setattr(native, "KEPT_DECODERS", 0)
     engine, policy, tok = NativeEngine(None), model(double=False), tokenizer()
     assert engine.generate(policy, tok, PROMPTS, 4, Sampling(0.8, 24), Noise(3, "train", 0)) == want[0]
     return count[0], count[1]
@@ -252,6 +279,32 @@ def test_a_tape_follows_what_its_inputs_hold() -> None:
         want = function()
         assert torch.equal(tape.play(), want)
         assert torch.equal(tape.play(), want)
+
+
+@needs_tiles
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [3, 32, 70])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_product_writes_the_sum_behind_it(rows, first) -> None:
+    """Also where that would come to lie on the product's factor, which nobody holds any more."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 64).bfloat16(), torch.randn(64, 64) / 8
+    packed = kernels.pack(weight)
+
+    def function() -> Tensor:
+        y = x
+        for _ in range(5):
+            made = kernels.multiply(torch.tanh(y), packed, 64)
+            y = y + made if first else made + y
+            y = y + y
+        return y
+
+    tape = Tape(function)
+    assert [f.__name__ for f, _, _ in tape._calls].count("add_bfloat16") == 5
+    for _ in range(3):
+        want = function()
+        assert torch.equal(tape.play(), want)
+        x.copy_(torch.randn(rows, 64))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from grpo_bench.kernels import build, gpu
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 TILES = 32  # rows and depth of a block in products.c
+TILE = 16  # columns of one tile there
 COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
 _allowed = os.environ.get("GRPO_BENCH_KERNELS", "1") != "0"
@@ -49,6 +50,7 @@ def _library() -> ctypes.CDLL | None:
     for name in NAMES.values():
         attention = getattr(library, f"decode_attention_{name}")
         attention.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, f, i, f, p, i, c]
+        getattr(library, f"draw_{name}").argtypes = [p, i, i, i, f, p, p, p, c]
         getattr(library, f"rms_norm_{name}").argtypes = [p, p, p, i, i, f, f, c]
         getattr(library, f"soften_{name}").argtypes = [p, i, i, p, f, p, p, p, c]
         getattr(library, f"logp_gradient_{name}").argtypes = [p, i, i, p, p, c]
@@ -68,12 +70,11 @@ def _library() -> ctypes.CDLL | None:
     library.squared_sums.argtypes, library.squared_sums.restype = [p, i], i
     library.squared_sum.argtypes, library.squared_sum.restype = [p, p, i, p, c], ctypes.c_double
     library.adamw.argtypes = [*[p] * 5, i, *[f] * 9, c]
-    library.draw.argtypes = [p, i, i, i, f, p, p, p, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i
-        library.multiply.argtypes = [p, p, p, p, p, i, i, i, c]
+        library.multiply.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]
         for name in NAMES.values():
-            getattr(library, f"pack_{name}").argtypes = [p, i, i, p, c]
+            getattr(library, f"pack_{name}").argtypes = [p, i, i, p, i, i, i, c]
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
         if library.weight_gradient_room(TILES, TILES, TILES):
             library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
@@ -201,7 +202,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """(b,V) fp32 logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
+    """(b,V) logits and (b,) float64 uniforms -> (b,) tokens and (b,) log-probs; see ``rollout.sampling.draw``."""
     if gpu.serves(logits):
         from grpo_bench.kernels.gpu import sampling as on_gpu
 
@@ -210,7 +211,8 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, 
     tokens = torch.empty(len(logits), dtype=torch.long)
     logps = torch.empty(len(logits), dtype=torch.float32)
     _call(
-        "draw", logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
+        f"draw_{NAMES[logits.dtype]}",
+        logits.data_ptr(), logits.stride(0), *logits.shape, temperature, uniforms.data_ptr(), tokens.data_ptr(),
         logps.data_ptr(), _threads(logits.numel()),
     )  # fmt: skip
     return tokens, logps
@@ -227,40 +229,75 @@ def multiplies(weight: Tensor) -> bool:
     return _allowed and weight.device.type == "cpu" and weight.dtype in NAMES and weight.dim() == 2 and _has_tiles()
 
 
-def packed_room(weights: list[Tensor]) -> list[Tensor]:
-    """Room for ``pack`` of each of these (n,k) weights, one behind the other in one place.
+def packed_room(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Room for ``pack`` of weights of each of these shapes (n,k), one behind the other in one place.
 
     The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of the
     products' time (measured).
     """
     library: Any = _library()
-    sizes = [library.packed_size(*weight.shape) for weight in weights]
+    sizes = [library.packed_size(*shape) for shape in shapes]
     return list(torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes))
 
 
-def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
-    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16; in ``room`` where it is given."""
+def pack(weight: Tensor, room: Tensor | None = None, first: int | None = None, step: int = 1) -> Tensor:
+    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16; in ``room`` where it is given.
+
+    With ``first`` they are part of what is packed there: their tiles of 16 columns, the last one filled up with zeros,
+    become the first, the (first + step)th and so on.
+    """
     library: Any = _library()
     weight = weight.contiguous()
-    packed = packed_room([weight])[0] if room is None else room
-    assert packed.numel() == library.packed_size(*weight.shape)
-    _call(f"pack_{NAMES[weight.dtype]}", weight.data_ptr(), *weight.shape, packed.data_ptr(), _threads(weight.numel()))
+    packed = packed_room([weight.shape])[0] if room is None else room
+    tiles = -(-weight.shape[0] // TILE)
+    if first is None:
+        first, tiles = 0, tiles + tiles % 2
+        assert packed.numel() == library.packed_size(*weight.shape)
+    assert packed.numel() >= library.packed_size((first + (tiles - 1) * step + 1) * TILE, weight.shape[1])
+    assert packed.is_contiguous()
+    _call(
+        f"pack_{NAMES[weight.dtype]}",
+        weight.data_ptr(), *weight.shape, packed.data_ptr(), tiles, first, step, _threads(weight.numel()),
+    )  # fmt: skip
     return packed
 
 
-def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None) -> Tensor:
-    """(...,k) bfloat16 and packed (n,k) weights, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32."""
+def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:
+    """(...,k) bfloat16 and packed (n,k) weights, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32.
+
+    ``gated``: what is packed are two such weights, tile by tile in turns -> silu(x·Vᵀ) · x·Wᵀ, without a bias.
+    """
     x = x.contiguous()
     depth = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], columns)
     rows = x.numel() // depth
-    whole = rows % TILES == 0 and depth % TILES == 0
-    padded = None if whole else x.new_empty(-(-rows // TILES) * TILES, -(-depth // TILES) * TILES)
+    there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie
+    padded = None if there == rows else x.new_empty(-(-rows // TILES) * TILES - there, -(-depth // TILES) * TILES)
     _call(
         "multiply", x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
-        None if padded is None else padded.data_ptr(), rows, columns, depth, _threads(columns * depth),
+        None, None, None if padded is None else padded.data_ptr(), rows, columns, depth, int(gated),
+        _threads(columns * depth),
     )  # fmt: skip
     return out
+
+
+def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, to: Tensor, out: Tensor) -> Any:
+    """A call heard of ``multiply``, to -> a call that also writes ``added`` + ``to`` to ``out``; None if it is not one.
+
+    (n,m) bfloat16, dense; ``out`` may not lie where the product's factors do.
+    """
+    function, args, _ = product
+    if getattr(function, "__name__", "") != "multiply" or args[3] != to.data_ptr() or to.dtype != torch.bfloat16:
+        return None
+    x, *_, plus, _, padded, rows, columns, depth, gated, _ = args
+    if plus is not None or gated or to.numel() != rows * columns or not added.numel() == out.numel() == rows * columns:
+        return None
+    deep = -(-depth // TILES) * TILES
+    read = [(x, 2 * rows * depth)] + ([] if padded is None else [(padded, 2 * (rows + TILES) * deep)])
+    read.append((to.data_ptr(), to.nbytes))
+    if any(start < out.data_ptr() + out.nbytes and out.data_ptr() < start + size for start, size in read):
+        return None
+    return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
 
 
 def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ UNITS = (
     "optimiser.c",
 )
 HEADERS = (
-    "vectors.h", "decode.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
+    "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
     "packed_attention.h", "tiled_attention.h", "avx512.h", "bfloat16.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

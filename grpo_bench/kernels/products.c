@@ -1,8 +1,7 @@
 /* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles (AMX), sums in fp32. The matrix is packed
  * beforehand, in the order in which it is read: a step of decoding reads each weight once for few rows, so that the speed
  * of memory decides, and a library that must first rearrange the weights at each call takes about twice as long (measured). */
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
 #include "tiles.h"
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 enum { DEEP = 32, WIDE = 32, PAIR = WIDE * DEEP, AHEAD = 3 }; /* a block: 32 columns, 32 deep; blocks fetched ahead */
+enum { CACHED = 1 << 18 }; /* elements of x by which each block is multiplied in turn: they stay in a core's cache */
 
 /* Linux gives a process the tiles on request; 0 where it does not. */
 int can_multiply(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
@@ -40,31 +40,44 @@ static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
   return _mm512_maskz_loadu_epi16(count >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << count) - 1, w);
 }
 
-/* (columns, depth) fp32 or bfloat16 -> tiles: [columns / 32][depth / 32][2 tiles][16 pairs of depth][16 columns][2] */
+/* (columns, depth) fp32 or bfloat16 -> tiles: [columns / 32][depth / 32][2 tiles][16 pairs of depth][16 columns][2].
+ * ``tiles``: of 16 columns, zeros beyond those there are; the i-th becomes the (first + step i)-th of ``packed``, which may
+ * hold several matrices of one depth. Written past the caches: packed matrices are read later. Asked for ahead: 16 rows at
+ * a time are more than the processor foresees (a quarter less time, measured). */
 #define PACK(type, name, row_of)                                                                                       \
-  void name(const type *w, int64_t columns, int64_t depth, uint16_t *packed, int threads) {                            \
-    const int64_t deep = up(depth, DEEP) / DEEP, tiles = up(columns, WIDE) / TILE;                                     \
+  void name(const type *w, int64_t columns, int64_t depth, uint16_t *packed, int64_t tiles, int64_t first,             \
+            int64_t step, int threads) {                                                                               \
+    const int64_t deep = up(depth, DEEP) / DEEP;                                                                       \
+    const int aligned = ((uintptr_t)packed & 63) == 0;                                                                 \
     _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                                 \
-    for (int64_t tile = 0; tile < tiles; tile++)                                                                       \
+    for (int64_t tile = 0; tile < tiles; tile++) {                                                                     \
+      const int64_t place = first + tile * step;                                                                       \
       for (int64_t k = 0; k < deep; k++) {                                                                             \
-        uint16_t *to = packed + (tile / 2 * deep + k) * PAIR + tile % 2 * TILE * DEEP;                                 \
+        uint16_t *to = packed + (place / 2 * deep + k) * PAIR + place % 2 * TILE * DEEP;                               \
         __m512i rows[TILE];                                                                                            \
         for (int c = 0; c < TILE; c++) {                                                                               \
           const int64_t column = tile * TILE + c;                                                                      \
-          rows[c] = column < columns ? row_of(w + column * depth + k * DEEP, depth - k * DEEP)                         \
-                                     : _mm512_setzero_si512();                                                         \
+          const type *from = w + column * depth + k * DEEP;                                                            \
+          for (size_t line = 0; line < DEEP * sizeof *w; line += 64)                                                   \
+            _mm_prefetch((const char *)(from + 8 * DEEP) + line, _MM_HINT_T0);                                         \
+          rows[c] = column < columns ? row_of(from, depth - k * DEEP) : _mm512_setzero_si512();                        \
         }                                                                                                              \
         turn(rows);                                                                                                    \
-        for (int c = 0; c < TILE; c++) _mm512_storeu_si512(to + c * DEEP, rows[c]);                                    \
+        if (aligned)                                                                                                   \
+          for (int c = 0; c < TILE; c++) _mm512_stream_si512((void *)(to + c * DEEP), rows[c]);                        \
+        else                                                                                                           \
+          for (int c = 0; c < TILE; c++) _mm512_storeu_si512(to + c * DEEP, rows[c]);                                  \
       }                                                                                                                \
+      _mm_sfence();                                                                                                    \
+    }                                                                                                                  \
   }
 PACK(float, pack_float32, row_float32)
 PACK(uint16_t, pack_bfloat16, row_bfloat16)
 
 /* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
  * what lies behind them is the next block. */
-static inline __attribute__((always_inline)) void sum(const uint16_t *a, int64_t stride, const uint16_t *w, int64_t deep,
-                                                      int fetch) {
+static inline __attribute__((always_inline)) void add_up(const uint16_t *a, int64_t stride, const uint16_t *w,
+                                                         int64_t deep, int fetch) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -85,48 +98,95 @@ static inline __attribute__((always_inline)) void sum(const uint16_t *a, int64_t
   }
 }
 
-/* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
- * (columns) unless it is null. ``padded``: room for whole tiles, rows and depth rounded up to 32, where they are not. */
-void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out,
-              uint16_t *padded, int64_t rows, int64_t columns, int64_t depth, int threads) {
-  const int64_t deep = up(depth, DEEP) / DEEP, high = up(rows, 32), stride = up(depth, DEEP);
-  /* rows and depth in whole tiles: what is beyond them is zero */
-  const uint16_t *in = x;
-  if (high != rows || stride != depth) {
-    for (int64_t r = 0; r < high; r++) {
-      const int64_t size = r < rows ? depth : 0;
-      memcpy(padded + r * stride, x + r * depth, (size_t)size * 2);
-      memset(padded + r * stride + size, 0, (size_t)(stride - size) * 2);
+static inline __m512 widened(__m256i low) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
+}
+
+/* Where the sums of a product go: see multiply */
+struct target {
+  const uint16_t *bias, *plus;
+  uint16_t *out, *sum;
+  int64_t columns;
+};
+
+/* ``tall`` rows of sums, from ``row`` on, to the 32 columns of ``block`` */
+static inline __attribute__((always_inline)) void put(struct target to, float sums[2][32][TILE], int64_t row,
+                                                      int64_t tall, int64_t block) {
+  for (int half = 0; half < 2; half++) {
+    const int64_t first = block * WIDE + half * TILE, count = to.columns - first;
+    const __mmask16 there = count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+    const __m256i none = _mm256_setzero_si256();
+    const __m512 more = widened(to.bias ? _mm256_maskz_loadu_epi16(there, to.bias + first) : none);
+    for (int64_t r = 0; r < tall; r++) {
+      const int64_t at = (row + r) * to.columns + first;
+      const __m256i made = rounded_16(_mm512_add_ps(_mm512_load_ps(sums[half][r]), more));
+      _mm256_mask_storeu_epi16(to.out + at, there, made);
+      if (to.sum) {
+        const __m512 both = _mm512_add_ps(widened(_mm256_maskz_loadu_epi16(there, to.plus + at)), widened(made));
+        _mm256_mask_storeu_epi16(to.sum + at, there, rounded_16(both));
+      }
     }
-    in = padded;
   }
+}
+
+/* The same where a block's first 16 columns are gates and its last 16 what they let through: 16 columns of the result.
+ * Rounded where the product and the gate by themselves round (elementwise.h). */
+static inline __attribute__((always_inline)) void put_gated(struct target to, float sums[2][32][TILE], int64_t row,
+                                                            int64_t tall, int64_t block) {
+  const int64_t first = block * TILE, count = to.columns - first < TILE ? to.columns - first : TILE;
+  for (int64_t r = 0; r < tall; r++) {
+    float made[TILE] __attribute__((aligned(64)));
+#pragma omp simd
+    for (int i = 0; i < TILE; i++) {
+      const float g = from_bfloat16(to_bfloat16(sums[0][r][i])), u = from_bfloat16(to_bfloat16(sums[1][r][i]));
+      made[i] = g * sigmoid(g) * u;
+    }
+    _mm256_mask_storeu_epi16(to.out + (row + r) * to.columns + first, (__mmask16)((1u << count) - 1),
+                             rounded_16(_mm512_load_ps(made)));
+  }
+}
+
+/* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
+ * (columns) unless it is null; with ``plus`` (rows, columns) also ``sum``, out + plus. ``gated``: the matrix is two, whose
+ * tiles take turns, and out is silu(x by the first) times x by the second; no bias, no plus. ``padded``: room for whole
+ * tiles, depth rounded up to 32, of the rows that do not fill 32, or of all where depth is not in whole tiles. */
+void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out, const uint16_t *plus,
+              uint16_t *sum, uint16_t *padded, int64_t rows, int64_t columns, int64_t depth, int gated, int threads) {
+  const int64_t deep = up(depth, DEEP) / DEEP, high = up(rows, 32), stride = up(depth, DEEP);
+  const int64_t there = stride == depth ? rows / 32 * 32 : 0; /* rows that are read where they lie */
+  for (int64_t r = there; r < high; r++) {
+    const int64_t size = r < rows ? depth : 0;
+    uint16_t *to = padded + (r - there) * stride;
+    if (size) memcpy(to, x + r * depth, (size_t)size * 2);
+    memset(to + size, 0, (size_t)(stride - size) * 2);
+  }
+  const int64_t fitting = CACHED / stride / 32 * 32, chunk = fitting > 32 ? fitting : 32;
+  const int64_t blocks = gated ? up(columns, TILE) / TILE : up(columns, WIDE) / WIDE;
+  const struct target to = {bias, plus, out, sum, columns};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     struct config before;
-    MEMORY(in);
+    MEMORY(x);
+    MEMORY(padded);
     tiles_on(&before);
     float sums[2][32][TILE] __attribute__((aligned(64))); /* the left and the right half of a block's columns */
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < up(columns, WIDE) / WIDE; block++) {
-      const uint16_t *w = packed + block * deep * PAIR;
-      for (int64_t row = 0; row < high; row += 32) {
-        if (row) sum(in + row * stride, stride, w, deep, 0);
-        else sum(in, stride, w, deep, 1);
-        _tile_stored(0, sums[0], 64);
-        _tile_stored(1, sums[1], 64);
-        _tile_stored(2, sums[0][TILE], 64);
-        _tile_stored(3, sums[1][TILE], 64);
-        MEMORY(sums);
-        const int64_t tall = rows - row < 32 ? rows - row : 32;
-        for (int half = 0; half < 2; half++) {
-          const int64_t first = block * WIDE + half * TILE, count = columns - first;
-          const __mmask16 there = count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
-          const __m256i low = bias ? _mm256_maskz_loadu_epi16(there, bias + first) : _mm256_setzero_si256();
-          const __m512 plus = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
-          for (int64_t r = 0; r < tall; r++) {
-            const __m512 with = _mm512_add_ps(_mm512_load_ps(sums[half][r]), plus);
-            _mm256_mask_storeu_epi16(out + (row + r) * columns + first, there, rounded_16(with));
-          }
+    for (int64_t start = 0; start < high; start += chunk) {
+      const int64_t end = high - start < chunk ? high : start + chunk;
+#pragma omp for schedule(static) nowait
+      for (int64_t block = 0; block < blocks; block++) {
+        const uint16_t *w = packed + block * deep * PAIR;
+        for (int64_t row = start; row < end; row += 32) {
+          const uint16_t *in = row < there ? x + row * stride : padded + (row - there) * stride;
+          if (row > start) add_up(in, stride, w, deep, 0);
+          else add_up(in, stride, w, deep, 1);
+          _tile_stored(0, sums[0], 64);
+          _tile_stored(1, sums[1], 64);
+          _tile_stored(2, sums[0][TILE], 64);
+          _tile_stored(3, sums[1][TILE], 64);
+          MEMORY(sums);
+          const int64_t tall = rows - row < 32 ? rows - row : 32;
+          if (gated) put_gated(to, sums, row, tall, block);
+          else put(to, sums, row, tall, block);
         }
       }
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from grpo_bench import kernels
+
+SLAB_BYTES = 2**26  # what of it is not written takes no memory
+ALIGNMENT = 64
 
 
 @dataclass(slots=True)
@@ -35,12 +39,14 @@ class SharedPrefixCache:
     def __init__(self, prompts: int, width: int, rows: int, length: int) -> None:
         self.prompts, self.width, self.rows, self.length = prompts, width, rows, length
         self.layers: dict[int, LayerCache] = {}
+        self.slabs: list[Tensor] = []  # bytes, where compiled attention on a CPU is used
+        self._taken = 0  # of the last of them
 
     def put_prompts(self, layer: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Write (P,K,S,d) keys and values of prompts to the places from ``first`` on."""
         if layer not in self.layers:
             compiled = keys.shape == values.shape and kernels.take(keys, values)
-            made = torch.empty if compiled else torch.zeros
+            made = torch.zeros if not compiled else torch.empty if keys.device.type != "cpu" else self._room
             self.layers[layer] = LayerCache(
                 *(
                     made(places, x.shape[1], length, x.shape[3], dtype=x.dtype, device=x.device)
@@ -51,6 +57,16 @@ class SharedPrefixCache:
         held = self.layers[layer]
         held.prompt_keys[first : first + len(keys), :, : keys.shape[2]] = keys
         held.prompt_values[first : first + len(values), :, : values.shape[2]] = values
+
+    def _room(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Like torch.empty, but from memory of many layers: it lies in large pages, which are faster to come by."""
+        size = math.prod(shape) * dtype.itemsize
+        if not self.slabs or self.slabs[-1].nbytes - self._taken < size:
+            self.slabs.append(torch.empty(max(SLAB_BYTES, size), dtype=torch.uint8, device=device))
+            self._taken = 0
+        part = self.slabs[-1][self._taken : self._taken + size]
+        self._taken += -(-size // ALIGNMENT) * ALIGNMENT
+        return part.view(dtype).view(shape)
 
     def move_rows(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first ``length`` own tokens of rows to other places."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpo_bench import kernels
 from grpo_bench.policy.attention import planned
-from grpo_bench.rollout import Sampling
+from grpo_bench.rollout import Sampling, pages
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.graph import CapturedSteps
 from grpo_bench.rollout.plans import DecodePlan, PrefillPlan, Shape, Where
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward of prompts
 LEAVE_SHARE = 8  # rows that ended stay, computed in vain, until they are one in so many
 SIZES = 4  # where steps are recorded, rows are rounded up to a quarter of the next half, quarter, eighth of all
-PROMPT_STEP = 16  # room for prompts comes in so many tokens: the next rollout's fit into it more often
+PROMPT_STEP = 64  # room for prompts comes in so many tokens: the next rollout's fit into it more often
 WIDTH_STEP, REACH_STEP = 64, 128  # static shapes read so many columns more at a time
 
 
@@ -264,7 +264,8 @@ class Decoder:
         plan = DecodePlan(self.cache, shape, where)
         trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
         self.sized = plan.sized
-        return self.policy.logits(trunk.last_hidden_state[0], wide=not kernels.gpu.serves(self.tokens))
+        hidden = trunk.last_hidden_state[0]
+        return self.policy.logits(hidden, wide=not kernels.take(hidden))  # what draws reads both
 
     def step(self, shape: Shape) -> Tensor:
         """One token more of each row, written in place; (N,V) what they were drawn from."""
@@ -286,6 +287,10 @@ class Decoder:
     def records(self) -> bool:
         """Whether its steps are recorded, or will be."""
         return self.taped is not None and self.taped.allowed and not self.sized
+
+    def give_back(self) -> None:
+        """Between rollouts: give the memory of keys, values and steps' results back to the system."""
+        pages.give_back(self.cache.slabs + ([] if self.taped is None else self.taped.memory()))
 
     def size_bytes(self) -> int:
         """Memory of what it holds, the model aside."""

@@ -16,18 +16,19 @@ from torch import Tensor
 from grpo_bench import kernels
 from grpo_bench.policy import Policy, memory_errors
 from grpo_bench.policy.memory import share_of_memory
-from grpo_bench.rollout import Ended, Progress, Sampling
+from grpo_bench.rollout import Ended, Progress, Sampling, pages
 from grpo_bench.rollout.decode import Decoder
 from grpo_bench.rollout.finish import cut, end_tokens, stopped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.noise import Noise
 from grpo_bench.rollout.probe import why_no_plans
-from grpo_bench.rollout.weights import SamplingCopy, needs_copy
+from grpo_bench.rollout.weights import SamplingCopy, needs_copy, packs
 from grpo_bench.types import Rollouts
 
 CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what choosing tokens works on
 CACHE_BYTES = 2 * 2**30  # the same on a CPU
-KEPT_BYTES = 2**26  # of decoders and their models that are kept between rollouts on a CPU: small ones
+KEPT_BYTES = 2**28  # of decoders and their models that are kept between rollouts on a CPU
+KEPT_DECODERS = 4  # that are kept, some of them without their memory
 CHOICE_BYTES = 34  # per logit in choosing: logits twice, a tape's, weights; with top_p also sorted, indices and sums
 ENTER_SHARE = 4  # rows that wait enter when one in so many places is free: prompts are cheaper together
 STOP_EVERY = 8  # steps between looks for a stop string
@@ -129,6 +130,8 @@ class NativeEngine:
         dtype = self.dtype or policy.dtype
         if not needs_copy(policy, dtype):
             return policy
+        if policy in self._copies and self._copies[policy].packs != packs(policy, dtype):
+            del self._copies[policy]  # kernels were switched on or off
         if policy not in self._copies:
             self._kept.clear()  # what was captured of another copy holds that copy and its cache
             self._copies[policy] = SamplingCopy(policy, dtype)
@@ -159,21 +162,32 @@ class NativeEngine:
         return decoder
 
     def _let_go(self) -> None:
-        """Of what rollouts on a CPU used, but for small models with recorded steps: to record costs more than a step.
+        """Of what rollouts on a CPU used: the update that follows needs the memory, but to record costs several steps.
 
-        A copy's refresh costs as much as a new copy, and the update that follows needs the memory. What stays keeps its
-        model, which is counted.
+        Small decoders stay, and copies beside them; larger ones stay where they are, and their memory goes to the
+        system, which takes a while to give it again. A model that is not a copy keeps its own, which is counted.
         """
-        room = KEPT_BYTES
-        for key, decoder in reversed(list(self._kept.items())):  # the latest first
-            size = decoder.size_bytes() + sum(x.nbytes for x in self._weights(decoder.policy))
-            if decoder.records() and size <= room:
+        room, leaves = KEPT_BYTES, pages.can_give_back()
+        copies = {id(copy.policy): copy for copy in self._copies.values()}
+        for place, (key, decoder) in enumerate(reversed(list(self._kept.items()))):  # the latest first
+            apart = leaves and id(decoder.policy) in copies  # its weights can go without it
+            own = 0 if apart else sum(x.nbytes for x in self._weights(decoder.policy))
+            size = own + decoder.size_bytes()
+            if not decoder.records() or place >= KEPT_DECODERS or (own if leaves else size) > room:
+                del self._kept[key]
+            elif size <= room:
                 room -= size
             else:
-                del self._kept[key]
-        used = [decoder.policy for decoder in self._kept.values()]
-        for policy in [p for p, copy in self._copies.items() if not any(copy.policy is x for x in used)]:
-            del self._copies[policy]
+                room -= own
+                decoder.give_back()
+        used = {id(decoder.policy) for decoder in self._kept.values()}
+        for policy, copy in list(self._copies.items()):
+            if id(copy.policy) not in used:
+                del self._copies[policy]
+            elif leaves and (size := sum(x.nbytes for x in copy.weights())) > room:
+                copy.give_back()
+            elif leaves:
+                room -= size
 
     def _weights(self, sampled: Policy) -> list[Tensor]:
         for copy in self._copies.values():

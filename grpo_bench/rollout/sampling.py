@@ -26,7 +26,7 @@ def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, 
     that of the words which they leave. Greedy (temperature 0): the likeliest word, its log-prob at temperature 1.
     """
     whole = sampling.top_p >= 1 and (sampling.top_k is None or sampling.top_k >= logits.shape[-1])
-    if whole and kernels.take(logits) and (logits.dtype == torch.float32 or kernels.gpu.serves(logits)):
+    if whole and kernels.take(logits):
         return kernels.draw(logits, sampling.temperature, uniforms)
     if logits.dtype in (torch.bfloat16, torch.float16):  # too coarse to sum over a vocabulary
         logits = logits.float()

@@ -55,8 +55,8 @@ class _Places:
         flat = torch.frombuffer(holder, dtype=x.dtype, count=size // x.element_size())
         return flat.as_strided(x.shape, x.stride())
 
-    def size_bytes(self) -> int:
-        return sum(block.nbytes for block in self._blocks.values())
+    def blocks(self) -> list[Tensor]:
+        return list(self._blocks.values())
 
     def holds(self, x: Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self._blocks
@@ -110,7 +110,7 @@ class _Recording(TorchDispatchMode):
         kept = [self.places.like(x).copy_(x) for x in outs]
         into = [self.places.place(x) for x in kept]
         if func is _aten.add.Tensor and not kwargs and _adds(*args, *into):
-            layers.add(*args, *into)  # writes itself down; 62 of torch's took 1.5 ms more in a step
+            kept = self._sum(*args, *kept)
             return kept[0]
         if func.overloadpacket in _COPIES:
             self.calls.append((_aten.copy_.default, (into[0], args[0]), {}))
@@ -119,6 +119,18 @@ class _Recording(TorchDispatchMode):
         else:
             self.calls.append((_again, (func, into, args, kwargs), {}))
         return kept[0] if isinstance(made, Tensor) else type(made)(kept)
+
+    def _sum(self, x: Tensor, y: Tensor, kept: Tensor) -> list[Tensor]:
+        """What ``add`` of two dense tensors made, written by the product that comes before it where it is of that."""
+        if self.calls:
+            other = self.places.like(kept).copy_(kept)  # the first may lie on what the product reads
+            for out in (kept, other):
+                for to, added in ((y, x), (x, y)):
+                    if (joined := kernels.with_sum(self.calls[-1], added, to, out)) is not None:
+                        self.calls[-1] = joined
+                        return [out]
+        layers.add(x, y, self.places.place(kept))  # writes itself down; 62 of torch's took 1.5 ms more in a step
+        return [kept]
 
     def _place(self, x: Any, given: list[Tensor]) -> Any:
         """An argument as it is given again; tensors in it are added to ``given``."""
@@ -164,7 +176,8 @@ class Tape:
         self.refused = recording.refused  # None: it can be played
         self._calls = recording.calls if self.refused is None else []
         self._kept = (recording.places, recording.kept)
-        self.size_bytes = recording.places.size_bytes()  # of what it makes
+        self.memory = recording.places.blocks()  # for what it makes: each time anew
+        self.size_bytes = sum(block.nbytes for block in self.memory)
 
     def play(self) -> Tensor:
         for function, args, kwargs in self._calls:

@@ -53,6 +53,10 @@ class TapedSteps:
         """Memory that recorded steps hold."""
         return sum(tape.size_bytes for tape in self._tapes.values())
 
+    def memory(self) -> list[Tensor]:
+        """That memory; a step writes it before it reads it."""
+        return [block for tape in self._tapes.values() for block in tape.memory]
+
     def __call__(self, decoder: Decoder, shape: Shape) -> None:
         rows = shape.rows
         self._first = self._first or rows

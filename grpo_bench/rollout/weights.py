@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,74 +12,256 @@ from torch import Tensor, nn
 from grpo_bench import kernels
 from grpo_bench.policy import Policy
 from grpo_bench.policy.linear import TrainedLinear
+from grpo_bench.rollout import pages
 
-FEW_ROWS = 256  # above them a library's products are as fast: weights are no longer what takes the time
+FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
+PROBE = list(range(1, 9))  # tokens
+_look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # policies that look at layers' weights
 
 
 class SamplingCopy:
     """A policy's model with its parameters in ``dtype``, adapters included; ``refresh`` takes over what was trained.
 
-    Costs the parameters once more, in ``dtype``, and packed linear layers twice.
+    Costs the parameters once more, in ``dtype``. Linear layers that are packed for a processor hold nothing else, but
+    where a model looks at the weights of such a layer itself: it costs these twice.
     Buffers (rotary frequencies) keep their precision.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
+        self.dtype, self.given_back = dtype, False
+        self.packs = packs(policy, dtype)  # where it does not, as when kernels are switched off, it is of no more use
+        self._make(policy, dense=not self.packs or _look.get(policy, False))
+        if self.packs and policy not in _look:
+            _look[policy] = not self._answers()
+            if _look[policy]:
+                self._make(policy, dense=True)
+
+    def _make(self, policy: Policy, dense: bool) -> None:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._packed: list[_Packed] = []
+        only = set() if dense else _only_multiplied(policy.model)
         memo: dict[int, nn.Parameter] = {}  # deepcopy takes these instead of copying in full precision first
+        masters: dict[int, nn.Parameter] = {}  # by what stands for them in the copy
         for master in policy.model.parameters():
-            low = dtype if master.is_floating_point() else master.dtype
-            memo[id(master)] = nn.Parameter(master.detach().to(low, copy=True), requires_grad=False)
-            self._pairs.append((master, memo[id(master)]))
-        self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), dtype, like=policy)
-        self._packed = _pack_linears(self.policy.model) if dtype == torch.bfloat16 else []
+            low = self.dtype if master.is_floating_point() else master.dtype
+            if id(master) in only:  # whoever looks at it is found out
+                made = torch.full((), torch.nan, dtype=low, device=master.device).expand(master.shape)
+            else:
+                made = master.detach().to(low, copy=True)
+            memo[id(master)] = made = nn.Parameter(made, requires_grad=False)
+            if id(master) not in only:
+                self._pairs.append((master, made))
+            masters[id(made)] = master if id(master) in only else made
+        self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), self.dtype, like=policy)
+        if self.packs:
+            self._packed = _pack_linears(self.policy.model, masters, dense)
+            for packed in self._packed:
+                packed.pack()
         if policy.device.type == "cuda":
             merge_linears(self.policy.model)
 
     @torch.no_grad()
+    def _answers(self) -> bool:
+        """Whether what it computes are numbers: where weights that it does not hold are looked at, they are not."""
+        ids = torch.tensor([PROBE], device=self.policy.device) % self.policy.model.config.get_text_config().vocab_size
+        try:
+            with self.policy.autocast():
+                hidden = self.policy.trunk(input_ids=ids, use_cache=False).last_hidden_state
+                return bool(self.policy.logits(hidden[0]).isfinite().all())
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):  # of another calling convention
+            return False
+
+    @torch.no_grad()
     def refresh(self) -> None:
-        """In place: what was captured of the copy stays valid."""
+        """In place: what was captured or recorded of the copy stays valid."""
+        self.given_back = False
         for master, low in self._pairs:
             low.copy_(master)
-        for linear in self._packed:
-            linear.pack()
+        for packed in self._packed:
+            packed.pack()
 
     def weights(self) -> list[Tensor]:
         """All that it holds beside the policy's own weights."""
-        return [low for _, low in self._pairs] + [linear.packed for linear in self._packed]
+        if self.given_back:
+            return []
+        return [low for _, low in self._pairs] + [packed.room for packed in self._packed]
+
+    def give_back(self) -> None:
+        """Give its memory back to the system: of no use until it is refreshed."""
+        pages.give_back(self.weights())
+        self.given_back = True
+
+
+def packs(policy: Policy, dtype: torch.dtype) -> bool:
+    """Whether linear layers of a copy in ``dtype`` are packed."""
+    return dtype == torch.bfloat16 and any(
+        _is_plain(m) and kernels.multiplies(m.weight) for m in policy.model.modules()
+    )
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) in (nn.Linear, TrainedLinear)
+
+
+def _only_multiplied(model: nn.Module) -> set[int]:
+    """Weights, by id, that only plain linear layers have which are packed: not an embedding's."""
+    found, others = set[int](), set[int]()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            mine = name == "weight" and _is_plain(module) and kernels.multiplies(parameter)
+            (found if mine else others).add(id(parameter))
+    return found - others
+
+
+class _Packed:
+    """Weights of linear layers of one input, packed in one place: one behind the other, or in turns."""
+
+    def __init__(self, weights: list[nn.Parameter], columns: list[int], turns: bool) -> None:
+        """``weights``: where they are taken from at each ``pack``."""
+        self.sources, self.columns, self.turns = weights, columns, turns
+        self.room: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what is packed."""
+        one = kernels.TILE
+        width = len(self.columns) * -(-self.columns[0] // one) * one if self.turns else sum(self.columns)
+        return width, self.sources[0].shape[1]
+
+    def pack(self) -> None:
+        if len(self.sources) == 1:
+            kernels.pack(self.sources[0].detach(), self.room)
+            return
+        first = 0
+        for source, columns in zip(self.sources, self.columns, strict=True):
+            kernels.pack(source.detach(), self.room, first, len(self.sources) if self.turns else 1)
+            first += 1 if self.turns else columns // kernels.TILE
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that is sampled from: few rows at a time go through weights ``packed`` for that."""
+    """A linear layer that is sampled from, through weights ``packed`` for that.
 
-    packed: Tensor
+    Where it holds the weights as they are too (``dense``), few rows at a time go that way.
+    """
 
-    def pack(self) -> None:
-        kernels.pack(self.weight, self.packed)
+    packed: _Packed
+    dense: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        few = input.numel() <= FEW_ROWS * self.in_features and input.dtype == torch.bfloat16
-        if not few or not kernels.multiplies(self.weight):
+        if (given := self._given(input)) is None:
             return super().forward(input)
-        return kernels.multiply(input, self.packed, self.out_features, self.bias)
+        return kernels.multiply(given, self.packed.room, self.out_features, self.bias)
+
+    def _given(self, input: Tensor) -> Tensor | None:
+        """The input as packed weights take it; None where they do not."""
+        if input.dtype != torch.bfloat16:
+            if self.dense or not torch.is_autocast_enabled("cpu"):
+                return None
+            input = input.to(torch.bfloat16)
+        few = input.numel() <= FEW_ROWS * self.in_features and kernels.multiplies(self.weight)
+        return None if self.dense and not few else input
 
 
-def _pack_linears(model: nn.Module) -> list[PackedLinear]:
-    """Pack the plain linear layers of a model that is only sampled from, where the machine multiplies so."""
-    found: list[PackedLinear] = []
+class PackedSiblings:
+    """Packed layers of one input as one product: the first that is asked computes all, the others take their part."""
+
+    def __init__(self, packed: _Packed, bias: Tensor | None) -> None:
+        self.packed, self.bias = packed, bias
+        self._input: Tensor | None = None
+        self._parts: list[Tensor | None] = []
+
+    def part(self, number: int, input: Tensor, given: Tensor) -> Tensor:
+        """What the ``number``-th layer makes of ``input``, which is ``given`` to the product."""
+        if self._input is not input or self._parts[number] is None:
+            made = kernels.multiply(given, self.packed.room, sum(self.packed.columns), self.bias)
+            self._parts, self._input = list(made.split(self.packed.columns, dim=-1)), input
+        out, self._parts[number] = self._parts[number], None
+        if not any(part is not None for part in self._parts):
+            self._input = None
+        assert out is not None
+        return out
+
+
+class PackedPart(PackedLinear):
+    """A linear layer whose product is a part of a larger one, see ``PackedSiblings``."""
+
+    siblings: PackedSiblings
+    number: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (given := self._given(input)) is None:
+            return nn.Linear.forward(self, input)
+        return self.siblings.part(self.number, input, given)
+
+
+_GATED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _gated(own: type[nn.Module]) -> type[nn.Module]:
+    """A layer that ``policy.gates`` knows, with the products of its gate and of what that lets through as one."""
+    if own not in _GATED:
+
+        def forward(self: Any, x: Tensor) -> Tensor:
+            gate = self.gate_proj
+            if (given := gate._given(x)) is None:
+                plain: Tensor = own.forward(self, x)
+                return plain
+            out: Tensor = self.down_proj(kernels.multiply(given, gate.packed.room, gate.out_features, gated=True))
+            return out
+
+        _GATED[own] = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+    return _GATED[own]
+
+
+def _pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool) -> list[_Packed]:
+    """Pack the plain linear layers of a model that is only sampled from; their weights are those of ``masters``.
+
+    What two layers share is packed once.
+    """
+    found: dict[tuple[int, ...], _Packed] = {}
+
+    def packed(layers: list[nn.Linear], turns: bool = False) -> _Packed:
+        key = tuple(id(layer.weight) for layer in layers)
+        if key not in found:
+            found[key] = _Packed([masters[i] for i in key], [x.out_features for x in layers], turns)
+        for layer in layers:
+            layer.__class__ = PackedLinear
+            assert isinstance(layer, PackedLinear)
+            layer.packed, layer.dense = found[key], dense
+        return found[key]
+
+    # where a layer may go another way than its siblings, as with weights kept beside, each goes by itself
+    for module in () if dense else model.modules():
+        for names in SIBLINGS:
+            layers = [layer for name in names if _is_plain(layer := getattr(module, name, None))]  # type: ignore[arg-type]
+            if len(layers) < len(names) or len({(x.in_features, x.bias is None) for x in layers}) > 1:
+                continue
+            if not all(kernels.multiplies(layer.weight) for layer in layers):
+                continue
+            biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+            if names == GATES and hasattr(type(module), "faster") and not biases:
+                if len({layer.out_features for layer in layers}) == 1:
+                    packed(layers, turns=True)
+                    module.__class__ = _gated(type(module))
+            elif all(layer.out_features % kernels.TILE == 0 for layer in layers[:-1]):
+                siblings = PackedSiblings(packed(layers), None)
+                for number, layer in enumerate(layers):
+                    layer.__class__ = PackedPart
+                    assert isinstance(layer, PackedPart)
+                    layer.siblings, layer.number = siblings, number
+                if biases:
+                    siblings.bias = torch.cat(biases)
+                    for layer, part in zip(layers, siblings.bias.split([len(x) for x in biases]), strict=True):
+                        layer.bias.data = part  # the same parameter, elsewhere: a refresh writes there
     for module in model.modules():
-        if type(module) not in (nn.Linear, TrainedLinear):
-            continue
-        assert isinstance(module, nn.Linear)
-        if kernels.multiplies(module.weight):
-            module.__class__ = PackedLinear
-            assert isinstance(module, PackedLinear)
-            found.append(module)
-    if not found:  # nothing is compiled where nothing is multiplied here
-        return found
-    for linear, room in zip(found, kernels.packed_room([linear.weight for linear in found]), strict=True):
-        linear.packed = room
-        linear.pack()
-    return found
+        if _is_plain(module) and kernels.multiplies(module.weight):
+            packed([module])
+    every = list(found.values())
+    for one, room in zip(every, kernels.packed_room([one.shape for one in every]), strict=True):
+        one.room = room
+    return every
 
 
 class Together:
@@ -113,7 +297,8 @@ class MergedLinear(nn.Linear):
         return self.together.part(self.number, input)
 
 
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input, by their usual names
+GATES = ("gate_proj", "up_proj")
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), GATES)  # layers of one input, by their usual names
 
 
 @torch.no_grad()

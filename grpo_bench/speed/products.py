@@ -53,7 +53,7 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
     seconds = best_seconds(_captured(work, device), device)
     if dtype != torch.bfloat16 or rows > FEW_ROWS or not kernels.multiplies(head[0]):
         return seconds
-    rooms = kernels.packed_room(trunk + head)
+    rooms = kernels.packed_room([w.shape for w in trunk + head])
     packed = [(kernels.pack(w, room), *w.shape) for w, room in zip(trunk + head, rooms, strict=True)]
 
     def packed_work() -> None:
