@@ -176,7 +176,7 @@ def result_of(
             **({"machine": machine} if (machine := shares(parts.bystanders.total())) else {}),
             "peak_memory_bytes": state.peak_memory,
             "memory": model_states(parts.models, parts.learner, parts.engine),
-            "kept_probabilities": kept_elements(parts.models.policy.device),
+            "kept_probabilities": kept_elements(parts.models.policy.device, parts.models.policy.dtype),
             "micro_batch_tokens": parts.learner.tokens,  # the limit at the end, halved where memory ran out
             "parameters": parts.models.parameters(),
             **({"reward_model": state.reward_model} if state.reward_model else {}),

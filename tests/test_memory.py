@@ -38,8 +38,9 @@ def test_micro_batches_leave_room_for_logits(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_gpu_keeps_more_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100 * 2**30))
-    assert kept_elements(torch.device("cpu")) == 2**26
-    assert kept_elements(torch.device("cuda")) == 2 * 2**30  # 8 GiB of fp32
+    assert kept_elements(torch.device("cpu"), torch.float32) == 2**26
+    assert kept_elements(torch.device("cpu"), torch.bfloat16) == 2**27  # the same bytes
+    assert kept_elements(torch.device("cuda"), torch.float32) == 2 * 2**30  # 8 GiB of fp32
 
 
 def test_no_memory_is_one_line() -> None:

@@ -21,10 +21,10 @@ def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: floa
     The softmax is in fp32 (float64 for float64); the products are in ``hidden``'s precision. Gradients flow through the
     log-probs alone.
     """
-    size = max(kept_elements(hidden.device) // weight.shape[0], 1)
-    keep = len(targets) <= size
     device = hidden.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    size = max(kept_elements(hidden.device, low) // weight.shape[0], 1)
+    keep = len(targets) <= size
     cast = weight.detach().to(low)  # once for all chunks, which keep it until their backward pass
     parts = [
         _HeadLogp.apply(h, weight, cast, y, temperature, keep)

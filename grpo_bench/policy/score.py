@@ -42,7 +42,7 @@ def memory_tokens(policy: Policy) -> int:
     per_token = TOKEN_BYTES[policy.dtype] if compiled else PLAIN_TOKEN_BYTES
     per_token *= config.hidden_size * config.num_hidden_layers
     if policy.head_is_linear:
-        memory -= 4 * kept_elements(policy.device)
+        memory -= 4 * kept_elements(policy.device, torch.float32)
     elif policy.head_is_plain:
         memory -= LOGIT_BYTES * LOGIT_ELEMENTS
     else:

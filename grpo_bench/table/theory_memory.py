@@ -68,7 +68,7 @@ def memory_by_theory(run: Run, prompt: float) -> Memory | None:
     separate = model.get("critic") == "separate" and (cost.get("parameters") or {}).get("critic")
     return Memory(
         activations(tokens) + (activations(step) if separate and updates == 1 else 0.0),
-        width * min(sampled * vocabulary, cost.get("kept_probabilities") or KEPT_ELEMENTS),
+        width * min(sampled * vocabulary, cost.get("kept_probabilities") or KEPT_ELEMENTS * 4 // width),
         _cache(rows, prompt, group, float(longest), rollout) * 2 * layers * kv_heads * (hidden / heads) * _width(run),
     )
 
