@@ -18,6 +18,7 @@ static inline int64_t thread(void) { return 0; }
 #endif
 
 enum { DEEP = 32, PAIR = 2, ALIKE = 4 }; /* elements of a tile's row; keys of a pair; queries that take values at once */
+enum { STEP = 16, RUNS = 4 * TILE + 3 };  /* keys between two looks ahead; runs of memory that are looked at next */
 
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -27,7 +28,7 @@ static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 typedef struct {
   float *scores, *sums; /* (keys, 16); (d / 32, 2, 16, 16): of each 32 elements the halves that split() makes */
   uint32_t *weights;    /* (keys / 2, 16): two of a column after each other */
-  uint16_t *queries, *turned, *values, *tail; /* tiles of queries, of weights, of a prompt's values; rows of keys */
+  uint16_t *queries, *values, *tail; /* tiles of queries and of a prompt's values; the last rows of keys */
   int64_t made;
 } room;
 
@@ -44,7 +45,6 @@ static room rooms(float *scratch, int64_t most, int64_t d) {
   r.sums = part(scratch, &r.made, d * TILE * 4);
   r.weights = part(scratch, &r.made, keys / PAIR * TILE * 4);
   r.queries = part(scratch, &r.made, d * TILE * 2);
-  r.turned = part(scratch, &r.made, DEEP * TILE * 2);
   r.values = part(scratch, &r.made, keys * d * 2);
   r.tail = part(scratch, &r.made, TILE * d * 2);
   return r;
@@ -130,14 +130,32 @@ static inline __attribute__((always_inline)) void score(const uint16_t *keys, co
     _mm512_mask_store_ps(scores + i * TILE, columns, _mm512_load_ps(all + i * TILE));
 }
 
-/* Asks for what is looked at next, some lines with each call: many at once would hold up the loads of now. */
-static inline void ask(const uint16_t *from, int64_t elements) {
-  for (int64_t i = 0; i < elements; i += DEEP) _mm_prefetch((const char *)(from + i), _MM_HINT_T0);
+/* What is looked at next, asked for a few lines at a time: many at once would hold up the loads of now. */
+typedef struct {
+  const uint16_t *from[RUNS];
+  int64_t lines[RUNS], some; /* of each not yet asked for, and how many to ask for at a time */
+  int runs, run;
+} ahead;
+
+static inline void add(ahead *next, const uint16_t *from, int64_t elements) {
+  next->from[next->runs] = from;
+  next->lines[next->runs++] = (elements + DEEP - 1) / DEEP;
 }
 
-/* scores (count, 16) of ``columns``, asking for the values that belong to the keys. */
-static inline __attribute__((always_inline)) void scored(room r, const uint16_t *keys, const uint16_t *values,
-                                                         int64_t count, int64_t d, __mmask16 columns, float *scores) {
+static inline void fetch(ahead *next) {
+  for (int64_t left = next->some; left > 0 && next->run < next->runs;) {
+    const int64_t count = smaller(left, next->lines[next->run]);
+    const uint16_t *from = next->from[next->run];
+    for (int64_t i = 0; i < count; i++) _mm_prefetch((const char *)(from + i * DEEP), _MM_HINT_T1);
+    next->from[next->run] = from + count * DEEP;
+    left -= count;
+    if (!(next->lines[next->run] -= count)) next->run++;
+  }
+}
+
+/* scores (count, 16) of ``columns`` */
+static inline __attribute__((always_inline)) void scored(room r, const uint16_t *keys, int64_t count, int64_t d,
+                                                         __mmask16 columns, float *scores, ahead *next) {
   for (int64_t j = 0; j < count; j += TILE) {
     const int64_t some = smaller(count - j, TILE);
     const uint16_t *from = keys + j * d;
@@ -146,7 +164,7 @@ static inline __attribute__((always_inline)) void scored(room r, const uint16_t 
       MEMORY(r.tail);
       from = r.tail;
     }
-    if (values) ask(values + j * d, some * d);
+    fetch(next);
     score(from, r.queries, d, columns, scores + j * TILE);
   }
 }
@@ -205,7 +223,8 @@ static inline __m512 more(__m512 sum, uint32_t weights, __m512i values) {
  * first column on, as sums (.., 16, 16) are. ``wide``: how many times 32 elements at once. */
 static inline __attribute__((always_inline)) void finish(const float *sums, const uint32_t *weights,
                                                          const uint16_t *values, int64_t count, int64_t d, int queries,
-                                                         int wide, const float *totals, uint16_t *out) {
+                                                         int wide, const float *totals, uint16_t *out,
+                                                         ahead *next) {
   for (int64_t c = 0; c < d; c += wide * DEEP) {
     __m512 low[ALIKE][2], high[ALIKE][2];
     const float *from = sums + c * TILE;
@@ -215,6 +234,7 @@ static inline __attribute__((always_inline)) void finish(const float *sums, cons
         high[i][n] = _mm512_load_ps(from + ((2 * n + 1) * TILE + i) * TILE);
       }
     for (int64_t j = 0; j < count; j += 2) {
+      if (j % STEP == 0) fetch(next);
       const uint16_t *at = values + j * d + c;
       for (int n = 0; n < wide; n++) {
         __m512i a = _mm512_loadu_si512(at + n * DEEP), b = _mm512_setzero_si512();
@@ -263,11 +283,12 @@ static inline __m512 largest(const float *scores, int64_t count, view seen, __m5
 
 /* Weights 2^(scores * scaling - top), not yet divided by their sum: returns ``total`` and them. count is even. */
 static inline __m512 softened(const float *scores, int64_t count, view seen, __m512 scaling, __m512 top,
-                              uint32_t *weights, __m512 total) {
+                              uint32_t *weights, __m512 total, ahead *next) {
   const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                          20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t j = 0; j < count; j += 2, scores += 2 * TILE, weights += TILE) {
     __m512 x[2];
+    if (j % STEP == 0) fetch(next);
     for (int i = 0; i < 2; i++) {
       const __mmask16 there = sees(seen, j + i);
       const __m512 score = _mm512_maskz_load_ps(there, scores + i * TILE);
@@ -278,6 +299,39 @@ static inline __m512 softened(const float *scores, int64_t count, view seen, __m
     _mm512_store_si512(weights, _mm512_permutexvar_epi16(pairs, both));
   }
   return total;
+}
+
+/* What is done at once: rows of one prompt that see as much of it, and one head of keys. */
+typedef struct {
+  const int64_t *rows;
+  int64_t members, kv, size, shared; /* size of the prompt; its place and head in the cache */
+  int64_t from, there, begin, blind; /* of its keys: the first looked at, how many, rounded up; all rows see from ``blind`` */
+  int64_t firsts[TILE], own[TILE], longest, shortest; /* where a row's own keys begin that it sees, and how many */
+} work;
+
+static inline __attribute__((always_inline)) work
+survey(const int64_t *rows, int64_t members, int64_t kv, const int64_t *counts, const int64_t *sizes,
+       const int64_t *places, int64_t K, int64_t length, int64_t d, int64_t window) {
+  const int64_t size = sizes[rows[0]];
+  work w = {.rows = rows, .members = members, .kv = kv, .size = size, .shared = places[rows[0]] * K + kv};
+  int64_t sees = size; /* where the first row begins to see */
+  w.shortest = length;
+  for (int64_t m = 0; m < members; m++) {
+    const int64_t first = window > 0 ? larger(size + counts[rows[m]] - window, 0) : 0;
+    const int64_t own_from = larger(first - size, 0), from = smaller(first, size);
+    w.firsts[m] = ((rows[m] * K + kv) * length + own_from) * d;
+    w.own[m] = counts[rows[m]] - own_from;
+    sees = smaller(sees, from), w.blind = larger(w.blind, from);
+    w.shortest = smaller(w.shortest, w.own[m]), w.longest = larger(w.longest, w.own[m]);
+  }
+  w.from = sees / DEEP * DEEP; /* whole blocks: what a row gives does not depend on what others see */
+  w.there = sees < size ? size - w.from : 0, w.begin = up(w.there, DEEP);
+  return w;
+}
+
+static inline void add_own(ahead *next, const work *w, const uint16_t *own_k, const uint16_t *own_v, int64_t d) {
+  for (int64_t m = 0; m < w->members; m++) add(next, own_k + w->firsts[m], w->own[m] * d);
+  for (int64_t m = 0; m < w->members; m++) add(next, own_v + w->firsts[m], w->own[m] * d);
 }
 
 /* See decode_attention of typed.h; d is a multiple of 32. P prompts. plan: 2 N + P + 2. */
@@ -296,26 +350,38 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
     int64_t held = -1, held_from = 0, held_to = 0; /* of which prompt and head, and of which keys, values are laid out */
     struct config before;
     tiles_on(&before);
+    work after = {0}; /* the item that comes next, once there was one */
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < parts * K; item++) {
-      const int64_t kv = item / parts, *rows = order + starts[item % parts], n = rows[0], size = sizes[n];
-      const int64_t members = starts[item % parts + 1] - starts[item % parts], shared = places[n] * K + kv;
-      int64_t firsts[TILE], own[TILE]; /* where a row's own keys begin that it sees, and how many */
-      int64_t sees = size, blind = 0, longest = 0, shortest = length; /* where the first and the last begin to see */
-      for (int64_t m = 0; m < members; m++) {
-        const int64_t row = rows[m], last = counts[row] - 1, at = (row * K + kv) * length * d;
-        memcpy(own_k + at + last * d, k + kv * k_head + row * k_row, (size_t)d * 2);
-        memcpy(own_v + at + last * d, v + kv * v_head + row * v_row, (size_t)d * 2);
-        const int64_t first = window > 0 ? larger(size + counts[row] - window, 0) : 0;
-        const int64_t own_from = larger(first - size, 0), from = smaller(first, size);
-        firsts[m] = at + own_from * d;
-        own[m] = counts[row] - own_from;
-        sees = smaller(sees, from), blind = larger(blind, from);
-        shortest = smaller(shortest, own[m]), longest = larger(longest, own[m]);
+#define SURVEY(item)                                                                                                   \
+  survey(order + starts[(item) % parts], starts[(item) % parts + 1] - starts[(item) % parts], (item) / parts, counts, \
+         sizes, places, K, length, d, window)
+      const int first = !after.members;
+      const work w = first ? SURVEY(item) : after;
+      after = SURVEY(item + 1 < parts * K ? item + 1 : item);
+#undef SURVEY
+      const int64_t kv = w.kv, members = w.members, *rows = w.rows, *own = w.own, *firsts = w.firsts;
+      const int64_t there = w.there, begin = w.begin, reach = up(w.longest, PAIR), prompt = (w.shared * width + w.from) * d;
+      const uint16_t *values = prompt_v + prompt;
+      ahead next = {.some = 0};
+      if (first) { /* nobody asked for what it looks at itself */
+        add(&next, values, there * d);
+        add_own(&next, &w, own_k, own_v, d);
       }
-      const int64_t from = sees / DEEP * DEEP, there = sees < size ? size - from : 0, begin = up(there, DEEP);
-      const int64_t reach = up(longest, 2);
-      const uint16_t *keys = prompt_k + (shared * width + from) * d, *values = prompt_v + (shared * width + from) * d;
+      if (after.shared != w.shared || after.from != w.from) {
+        add(&next, prompt_k + (after.shared * width + after.from) * d, after.there * d);
+        add(&next, prompt_v + (after.shared * width + after.from) * d, after.there * d);
+      }
+      add_own(&next, &after, own_k, own_v, d);
+      int64_t steps = there / TILE + (begin + reach) / STEP + 1, lines = 0; /* about how often it asks */
+      for (int64_t m = 0; m < members; m++) {
+        const int64_t last = ((rows[m] * K + kv) * length + counts[rows[m]] - 1) * d;
+        memcpy(own_k + last, k + kv * k_head + rows[m] * k_row, (size_t)d * 2);
+        memcpy(own_v + last, v + kv * v_head + rows[m] * v_row, (size_t)d * 2);
+        steps += up(own[m], STEP) / STEP * 2;
+      }
+      for (int i = 0; i < next.runs; i++) lines += next.lines[i];
+      next.some = lines / (steps * ((R + heads - 1) / heads)) + 1;
       for (int64_t head = kv * R; head < kv * R + R; head += heads) {
         const int64_t alike = smaller(kv * R + R - head, heads), columns = members * alike;
         for (int64_t c = 0; c < d; c += DEEP) {
@@ -331,35 +397,34 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
           _tile_loadd(4, r.queries, 64);
           _tile_loadd(5, r.queries + TILE * DEEP, 64);
         }
-        const int fresh = held != shared || held_from != from || held_to != size;
-        scored(r, keys, fresh ? values : 0, there, d, 0xffff, r.scores);
+        scored(r, prompt_k + prompt, there, d, 0xffff, r.scores, &next);
         float *own_scores = r.scores + begin * TILE, totals[TILE];
         uint32_t *own_weights = r.weights + begin / PAIR * TILE;
         int32_t low[TILE] = {0}, high[TILE];
         for (int64_t i = 0; i < TILE; i++) { /* columns that are not there are the first row's */
           const int64_t m = i < columns ? i / alike : 0;
-          if (window > 0) low[i] = (int32_t)(smaller(larger(size + counts[rows[m]] - window, 0), size) - from);
+          if (window > 0) low[i] = (int32_t)(smaller(larger(w.size + counts[rows[m]] - window, 0), w.size) - w.from);
           high[i] = (int32_t)own[m];
         }
         for (int64_t m = 0; m < members; m++) {
           const __mmask16 own_columns = m ? (__mmask16)(((1u << alike) - 1) << m * alike) : 0xffff;
-          scored(r, own_k + firsts[m], own_v + firsts[m], own[m], d, own_columns, own_scores);
+          scored(r, own_k + firsts[m], own[m], d, own_columns, own_scores, &next);
         }
-        const view all = {_mm512_loadu_si512(low), _mm512_set1_epi32((int)there), blind - from, there};
-        const view its = {_mm512_setzero_si512(), _mm512_loadu_si512(high), 0, shortest};
+        const view all = {_mm512_loadu_si512(low), _mm512_set1_epi32((int)there), w.blind - w.from, there};
+        const view its = {_mm512_setzero_si512(), _mm512_loadu_si512(high), 0, w.shortest};
         if (softcap > 0) {
           cap(r.scores, there, scaling, softcap);
-          cap(own_scores, longest, scaling, softcap);
+          cap(own_scores, w.longest, scaling, softcap);
         }
         const __m512 unit = _mm512_set1_ps((softcap > 0 ? 1.0f : scaling) * 1.44269504088896341f);
         __m512 top = largest(r.scores, there, all, unit, _mm512_set1_ps(-INFINITY));
-        top = largest(own_scores, longest, its, unit, top);
-        __m512 total = softened(r.scores, begin, all, unit, top, r.weights, _mm512_setzero_ps());
-        total = softened(own_scores, reach, its, unit, top, own_weights, total);
+        top = largest(own_scores, w.longest, its, unit, top);
+        __m512 total = softened(r.scores, begin, all, unit, top, r.weights, _mm512_setzero_ps(), &next);
+        total = softened(own_scores, reach, its, unit, top, own_weights, total, &next);
         _mm512_storeu_ps(totals, total);
-        if (fresh) {
+        if (held != w.shared || held_from != w.from || held_to != w.size) {
           laid_out(values, there, d, r.values);
-          held = shared, held_from = from, held_to = size;
+          held = w.shared, held_from = w.from, held_to = w.size;
         }
         weigh(r, there, d);
         for (int64_t m = 0; m < members; m++)
@@ -367,7 +432,8 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
             const int64_t column = m * alike + h, few = smaller(alike - h, ALIKE);
             uint16_t *to = out + (rows[m] * H + head + h) * d;
 #define FINISH(count, wide)                                                                                            \
-  finish(r.sums + column * TILE, own_weights + column, own_v + firsts[m], own[m], d, count, wide, totals + column, to)
+  finish(r.sums + column * TILE, own_weights + column, own_v + firsts[m], own[m], d, count, wide, totals + column, to,    \
+         &next)
             if (few == 1 && d % 64 == 0) FINISH(1, 2);
             else if (few == 1) FINISH(1, 1);
             else if (few == 2) FINISH(2, 1);
