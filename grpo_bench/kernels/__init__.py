@@ -2,8 +2,8 @@
 
 One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
 passing over memory again and again took most of the time. ``sampling.c``, ``attention.c`` and ``layers.c`` do each in
-one pass on a processor, ``gpu/`` on a GPU; ``products.c`` reads weights in the order in which they lie. Each function
-equals a form in torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32
+one pass on a processor, ``gpu/`` on a GPU; ``products.c`` reads weights in the order in which they lie, and
+``decode_tiles.c`` a prompt's keys for all of its rows at once. Each function equals a form in torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32
 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
 """
 
@@ -73,8 +73,8 @@ def _library() -> ctypes.CDLL | None:
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
         library.tiled_room.argtypes, library.tiled_room.restype = [i, i], i
         if library.tiled_room(TILES, TILES):
-            prompts = [p, p, i, p, p, p, p, i, i, i, i, i, f, i, f]
-            library.tiled_decode_attention.argtypes = [*[p, i, i] * 3, p, p, i, *prompts, p, p, i, c]
+            tiled: Any = library.tiled_decode_attention
+            tiled.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, i, f, i, f, p, p, i, c]
         if library.weight_gradient_room(TILES, TILES, TILES):
             library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
     return library
@@ -180,8 +180,10 @@ def decode_attention(
     if query.dtype == torch.bfloat16 and width % TILES == 0 and _has_tiled_attention():
         scratch = torch.empty(threads, library.tiled_room(most, width), dtype=torch.float32)
         order = torch.empty(2 * rows + len(prompts[0]) + 2, dtype=torch.long)
-        tiled = (*seen, len(prompts[0]), *rest, scratch.data_ptr(), order.data_ptr(), most, threads)
-        _call("tiled_decode_attention", *tiled)
+        _call(
+            "tiled_decode_attention",
+            *seen, len(prompts[0]), *rest, scratch.data_ptr(), order.data_ptr(), most, threads,
+        )  # fmt: skip
     else:
         scratch = torch.empty(threads, library.scores_room(most), dtype=torch.float32)
         _call(f"decode_attention_{NAMES[query.dtype]}", *seen, *rest, scratch.data_ptr(), most, threads)

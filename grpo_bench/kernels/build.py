@@ -21,7 +21,9 @@ from pathlib import Path
 from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
-UNITS = ("sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c", "weight_gradient.c")
+UNITS = (
+    "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c", "weight_gradient.c",
+)  # fmt: skip
 HEADERS = (
     "vectors.h", "decode.h", "typed.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
     "packed_attention.h",

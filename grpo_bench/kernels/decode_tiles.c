@@ -1,9 +1,11 @@
-/* Attention of one new token of each row, in bfloat16, by the processor's matrix tiles (AMX): what typed.h does otherwise.
+/* Attention of one new token of each row, in bfloat16, by the processor's matrix tiles (AMX): what typed.h does
+ * otherwise.
  *
- * Rows of a prompt look at the same keys. Their queries, of the heads that share a head of keys, are up to 16 columns of
- * scores (keys, 16): keys are rows of tiles as they lie, a prompt's for all columns at once, a row's own for its columns.
- * So the softmax over keys is of 16 columns side by side, in fp32. Weights are rounded to bfloat16 for their products with
- * values, sums are in fp32. What a column becomes depends on no other: who stands beside it changes nothing. */
+ * Rows of a prompt look at the same keys. Their queries, of the heads that share a head of keys, are up to 16 columns
+ * of scores (keys, 16): keys are rows of tiles as they lie, a prompt's for all columns at once, a row's own for its
+ * columns. So the softmax over keys is of 16 columns side by side, in fp32. Weights are rounded to bfloat16 for their
+ * products with values, sums are in fp32. What a column becomes depends on no other, so neither on who stands beside
+ * it. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -17,8 +19,8 @@ static inline int64_t thread(void) { return omp_get_thread_num(); }
 static inline int64_t thread(void) { return 0; }
 #endif
 
-enum { DEEP = 32, PAIR = 2, ALIKE = 4 }; /* elements of a tile's row; keys of a pair; queries that take values at once */
-enum { STEP = 16, RUNS = 4 * TILE + 3 };  /* keys between two looks ahead; runs of memory that are looked at next */
+enum { DEEP = 32, PAIR = 2, ALIKE = 4 }; /* elements of a tile's row; keys of a pair; queries served at once */
+enum { STEP = 16, RUNS = 4 * TILE + 3 }; /* keys between two looks ahead; runs of memory that are looked at next */
 
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -68,20 +70,20 @@ static inline __m512 power(__m512 x) {
   return _mm512_scalef_ps(_mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f)), n);
 }
 
-/* Two rows of 32 elements -> 32 pairs in two halves, in the order of unpacking; joined() gives elements their own again. */
+/* Two rows of 32 elements -> 32 pairs in two halves, in the order of unpacking; joined() puts that right again. */
 static inline __attribute__((always_inline)) void split(__m512i a, __m512i b, __m512i *low, __m512i *high) {
   *low = _mm512_unpacklo_epi16(a, b);
   *high = _mm512_unpackhi_epi16(a, b);
 }
 
 static inline __m512i joined(__m512 low, __m512 high) {
-  const __m512i place = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20, 7, 6,
-                                         5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+  const __m512i place = _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21, 20,
+                                         7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   return _mm512_permutexvar_epi16(place, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
-/* Rows in the order of their prompts, into ``order`` (N), and where each chunk of up to ``tall`` of them begins, alike in
- * prompt and size, into ``starts`` (N + 1); returns how many chunks. ``ends``: P + 1. */
+/* Rows in the order of their prompts, into ``order`` (N), and where each chunk of up to ``tall`` of them begins, alike
+ * in prompt and size, into ``starts`` (N + 1); returns how many chunks. ``ends``: P + 1. */
 static int64_t chunks(const int64_t *places, const int64_t *sizes, int64_t N, int64_t P, int64_t tall, int64_t *order,
                       int64_t *starts, int64_t *ends) {
   memset(ends, 0, (size_t)(P + 1) * sizeof *ends);
@@ -101,8 +103,8 @@ static int64_t chunks(const int64_t *places, const int64_t *sizes, int64_t N, in
   return count;
 }
 
-/* scores (16 keys, 16 columns) = keys (16, d) by the tiles of queries, of which 4 and 5 hold those of 64 elements; kept are
- * those of ``columns``. */
+/* scores (16 keys, 16 columns) = keys (16, d) by the tiles of queries, of which 4 and 5 hold those of 64 elements; kept
+ * are those of ``columns``. */
 static inline __attribute__((always_inline)) void score(const uint16_t *keys, const uint16_t *queries, int64_t d,
                                                         __mmask16 columns, float *scores) {
   _tile_zero(0);
@@ -219,8 +221,8 @@ static inline __m512 more(__m512 sum, uint32_t weights, __m512i values) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)weights), (__m512bh)values);
 }
 
-/* out (queries, d) = (sums + a row's own values (count, d) weighed) / totals. weights: (count / 2, 16, 2), from this row's
- * first column on, as sums (.., 16, 16) are. ``wide``: how many times 32 elements at once. */
+/* out (queries, d) = (sums + a row's own values (count, d) weighed) / totals. weights: (count / 2, 16, 2), from this
+ * row's first column on, as sums (.., 16, 16) are. ``wide``: how many times 32 elements at once. */
 static inline __attribute__((always_inline)) void finish(const float *sums, const uint32_t *weights,
                                                          const uint16_t *values, int64_t count, int64_t d, int queries,
                                                          int wide, const float *totals, uint16_t *out,
@@ -284,8 +286,8 @@ static inline __m512 largest(const float *scores, int64_t count, view seen, __m5
 /* Weights 2^(scores * scaling - top), not yet divided by their sum: returns ``total`` and them. count is even. */
 static inline __m512 softened(const float *scores, int64_t count, view seen, __m512 scaling, __m512 top,
                               uint32_t *weights, __m512 total, ahead *next) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t j = 0; j < count; j += 2, scores += 2 * TILE, weights += TILE) {
     __m512 x[2];
     if (j % STEP == 0) fetch(next);
@@ -305,7 +307,7 @@ static inline __m512 softened(const float *scores, int64_t count, view seen, __m
 typedef struct {
   const int64_t *rows;
   int64_t members, kv, size, shared; /* size of the prompt; its place and head in the cache */
-  int64_t from, there, begin, blind; /* of its keys: the first looked at, how many, rounded up; all rows see from ``blind`` */
+  int64_t from, there, begin, blind; /* its keys: the first looked at, how many, rounded up; all see from blind on */
   int64_t firsts[TILE], own[TILE], longest, shortest; /* where a row's own keys begin that it sees, and how many */
 } work;
 
@@ -347,7 +349,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const room r = rooms(scratch + thread() * needed, most, d);
-    int64_t held = -1, held_from = 0, held_to = 0; /* of which prompt and head, and of which keys, values are laid out */
+    int64_t held = -1, held_from = 0, held_count = 0; /* prompt and head, and which of its values are laid out */
     struct config before;
     tiles_on(&before);
     work after = {0}; /* the item that comes next, once there was one */
@@ -361,7 +363,8 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
       after = SURVEY(item + 1 < parts * K ? item + 1 : item);
 #undef SURVEY
       const int64_t kv = w.kv, members = w.members, *rows = w.rows, *own = w.own, *firsts = w.firsts;
-      const int64_t there = w.there, begin = w.begin, reach = up(w.longest, PAIR), prompt = (w.shared * width + w.from) * d;
+      const int64_t there = w.there, begin = w.begin, reach = up(w.longest, PAIR);
+      const int64_t prompt = (w.shared * width + w.from) * d;
       const uint16_t *values = prompt_v + prompt;
       ahead next = {.some = 0};
       if (first) { /* nobody asked for what it looks at itself */
@@ -422,9 +425,9 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
         __m512 total = softened(r.scores, begin, all, unit, top, r.weights, _mm512_setzero_ps(), &next);
         total = softened(own_scores, reach, its, unit, top, own_weights, total, &next);
         _mm512_storeu_ps(totals, total);
-        if (held != w.shared || held_from != w.from || held_to != w.size) {
+        if (held != w.shared || held_from != w.from || held_count != there) {
           laid_out(values, there, d, r.values);
-          held = w.shared, held_from = w.from, held_to = w.size;
+          held = w.shared, held_from = w.from, held_count = there;
         }
         weigh(r, there, d);
         for (int64_t m = 0; m < members; m++)
@@ -432,7 +435,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
             const int64_t column = m * alike + h, few = smaller(alike - h, ALIKE);
             uint16_t *to = out + (rows[m] * H + head + h) * d;
 #define FINISH(count, wide)                                                                                            \
-  finish(r.sums + column * TILE, own_weights + column, own_v + firsts[m], own[m], d, count, wide, totals + column, to,    \
+  finish(r.sums + column * TILE, own_weights + column, own_v + firsts[m], own[m], d, count, wide, totals + column, to, \
          &next)
             if (few == 1 && d % 64 == 0) FINISH(1, 2);
             else if (few == 1) FINISH(1, 1);
