@@ -3,8 +3,9 @@
 One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
 passing over memory again and again took most of the time. ``sampling.c``, ``attention.c``, ``layers.c`` and
 ``optimiser.c`` do each in one pass on a processor, ``gpu/`` on a GPU; ``products.c`` reads weights in the order in
-which they lie. Each function equals a form in torch, which is used where this is not: without a C compiler or Triton,
-in other precisions than fp32 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
+which they lie, and ``decode_tiles.c`` a prompt's keys for all of its rows at once. Each function equals a form in
+torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32 and bfloat16, with
+``GRPO_BENCH_KERNELS=0``.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ def _library() -> ctypes.CDLL | None:
         for name in NAMES.values():
             getattr(library, f"pack_{name}").argtypes = [p, i, i, p, i, i, i, c]
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
+        library.tiled_room.argtypes, library.tiled_room.restype = [i, i], i
+        if library.tiled_room(TILES, TILES):
+            tiled: Any = library.tiled_decode_attention
+            tiled.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, i, f, i, f, p, p, i, c]
         if library.weight_gradient_room(TILES, TILES, TILES):
             library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
         if library.tiled_attention_room(TILES, TILES, 0):
@@ -174,15 +179,23 @@ def decode_attention(
     most = own[0].shape[2] + prompts[0].shape[2]
     threads = _threads(rows * heads * width * most)
     library: Any = _library()
-    scratch = torch.empty(threads, library.scores_room(most), dtype=torch.float32)
-    _call(
-        f"decode_attention_{NAMES[query.dtype]}",
+    seen = (
         query.data_ptr(), query.stride(0), query.stride(1), key.data_ptr(), key.stride(0), key.stride(1),
         value.data_ptr(), value.stride(0), value.stride(1), own[0].data_ptr(), own[1].data_ptr(), own[0].shape[2],
         prompts[0].data_ptr(), prompts[1].data_ptr(), prompts[0].shape[2],
-        counts.data_ptr(), sizes.data_ptr(), places.data_ptr(), out.data_ptr(), rows, heads, key.shape[0], width,
-        scaling, window or 0, softcap or 0.0, scratch.data_ptr(), most, threads,
+        counts.data_ptr(), sizes.data_ptr(), places.data_ptr(), out.data_ptr(), rows,
     )  # fmt: skip
+    rest = (heads, key.shape[0], width, scaling, window or 0, softcap or 0.0)
+    if query.dtype == torch.bfloat16 and width % TILES == 0 and _has_tiled_attention():
+        scratch = torch.empty(threads, library.tiled_room(most, width), dtype=torch.float32)
+        order = torch.empty(2 * rows + len(prompts[0]) + 2, dtype=torch.long)
+        _call(
+            "tiled_decode_attention",
+            *seen, len(prompts[0]), *rest, scratch.data_ptr(), order.data_ptr(), most, threads,
+        )  # fmt: skip
+    else:
+        scratch = torch.empty(threads, library.scores_room(most), dtype=torch.float32)
+        _call(f"decode_attention_{NAMES[query.dtype]}", *seen, *rest, scratch.data_ptr(), most, threads)
     return out
 
 
@@ -222,6 +235,11 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, 
 def _has_tiles() -> bool:
     library = _library()
     return library is not None and bool(library.can_multiply())
+
+
+@cache
+def _has_tiled_attention() -> bool:
+    return _has_tiles() and bool(_library().tiled_room(TILES, TILES))  # type: ignore[union-attr]
 
 
 def multiplies(weight: Tensor) -> bool:

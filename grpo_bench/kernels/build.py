@@ -22,14 +22,9 @@ from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 UNITS = (
-    "sampling.c",
-    "sampling_bfloat16.c",
-    "attention.c",
-    "layers.c",
-    "products.c",
-    "weight_gradient.c",
+    "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c", "weight_gradient.c",
     "optimiser.c",
-)
+)  # fmt: skip
 HEADERS = (
     "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
     "packed_attention.h", "tiled_attention.h", "avx512.h", "bfloat16.h",
