@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the benchmark's table reads Size and must not pay for torch
     from transformers import PreTrainedModel
 
 PARTS = ("old_logp", "reference", "values", "actor", "critic")  # of the phases score and update
-KEPT_ELEMENTS = 2**26  # in fp32, of probabilities kept from an update's forward to its backward on a CPU, see policy/memory.py
+KEPT_ELEMENTS = 2**26  # in fp32, of probabilities kept from a forward to its backward on a CPU, see policy/memory.py
 Timed = Callable[[str], AbstractContextManager[None]]  # such as ``Meter.part``
 
 
