@@ -29,3 +29,15 @@ static inline __attribute__((always_inline)) __m512 power_of_2(__m512 x) {
 
 #define LOG2E 1.44269504088896341f
 #define LN2 0.69314718055994531f
+
+static inline __attribute__((always_inline)) __m512 sigmoid_16(__m512 x) { /* as sigmoid() of vectors.h is */
+  const __mmask16 some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
+  const __m512 power = _mm512_min_ps(_mm512_set1_ps(125.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2E)));
+  const __m512 y = _mm512_add_ps(_mm512_set1_ps(1.0f), power_of_2(power)), near = _mm512_rcp14_ps(y);
+  return _mm512_maskz_mul_ps(some, near, _mm512_fnmadd_ps(y, near, _mm512_set1_ps(2.0f))); /* a step of Newton's */
+}
+
+/* silu(g) u */
+static inline __attribute__((always_inline)) __m512 gated_16(__m512 g, __m512 u) {
+  return _mm512_mul_ps(_mm512_mul_ps(g, sigmoid_16(g)), u);
+}

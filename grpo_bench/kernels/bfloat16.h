@@ -1,13 +1,6 @@
 /* What softmax.h and elementwise.h do, in bfloat16, where that is arithmetic rather than memory: with AVX-512. */
 #include "avx512.h"
 
-static inline __attribute__((always_inline)) __m512 sigmoid_16(__m512 x) { /* as sigmoid() is */
-  const __mmask16 some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLE_UQ);
-  const __m512 power = _mm512_min_ps(_mm512_set1_ps(125.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2E)));
-  const __m512 y = _mm512_add_ps(_mm512_set1_ps(1.0f), power_of_2(power)), near = _mm512_rcp14_ps(y);
-  return _mm512_maskz_mul_ps(some, near, _mm512_fnmadd_ps(y, near, _mm512_set1_ps(2.0f))); /* a step of Newton's */
-}
-
 void gate_bfloat16(const uint16_t *gate, const uint16_t *up, uint16_t *out, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t start = 0; start < count; start += CHUNK) {
@@ -15,7 +8,7 @@ void gate_bfloat16(const uint16_t *gate, const uint16_t *up, uint16_t *out, int6
     for (int64_t i = start; i < end; i += LANES) {
       const __mmask16 there = first_16(end - i);
       const __m512 g = widened_16(gate + i, there), u = widened_16(up + i, there);
-      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(g, sigmoid_16(g)), u), out + i, there);
+      narrowed_16(gated_16(g, u), out + i, there);
     }
   }
 }

@@ -5,6 +5,9 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
 #include "tiles.h"
+#ifdef __AVX512BF16__
+#include "avx512.h"
+#endif
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -129,20 +132,31 @@ static inline __attribute__((always_inline)) void put(struct target to, float su
   }
 }
 
+#ifdef __AVX512BF16__
+static inline __attribute__((always_inline)) __m512 rounded_and_back(const float *x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded_16(_mm512_load_ps(x))), 16));
+}
+#endif
+
 /* The same where a block's first 16 columns are gates and its last 16 what they let through: 16 columns of the result.
- * Rounded where the product and the gate by themselves round (elementwise.h). */
+ * Rounded where the product and the gate by themselves round (elementwise.h, bfloat16.h). */
 static inline __attribute__((always_inline)) void put_gated(struct target to, float sums[2][32][TILE], int64_t row,
                                                             int64_t tall, int64_t block) {
   const int64_t first = block * TILE, count = to.columns - first < TILE ? to.columns - first : TILE;
   for (int64_t r = 0; r < tall; r++) {
+    const __mmask16 there = (__mmask16)((1u << count) - 1);
+    uint16_t *out = to.out + (row + r) * to.columns + first;
+#ifdef __AVX512BF16__
+    narrowed_16(gated_16(rounded_and_back(sums[0][r]), rounded_and_back(sums[1][r])), out, there);
+#else
     float made[TILE] __attribute__((aligned(64)));
 #pragma omp simd
     for (int i = 0; i < TILE; i++) {
       const float g = from_bfloat16(to_bfloat16(sums[0][r][i])), u = from_bfloat16(to_bfloat16(sums[1][r][i]));
       made[i] = g * sigmoid(g) * u;
     }
-    _mm256_mask_storeu_epi16(to.out + (row + r) * to.columns + first, (__mmask16)((1u << count) - 1),
-                             rounded_16(_mm512_load_ps(made)));
+    _mm256_mask_storeu_epi16(out, there, rounded_16(_mm512_load_ps(made)));
+#endif
   }
 }
 

@@ -1,8 +1,8 @@
 """A practical floor: the time of exactly a step's linear layers, same shapes, same weights, nothing between them.
 
 Products of attention are left out; what is left is what every implementation of the model has to multiply. As the
-fastest of the ways that this program has: a decode step's with packed weights, where it samples
-so, and the gradients of weights by its own product, where it trains so.
+fastest of the ways that this program has: a decode step's with packed weights, those of one input as one, where it
+samples so, and the gradients of weights by its own product, where it trains so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.rollout.weights import FEW_ROWS
+from grpo_bench.rollout.weights import FEW_ROWS, SIBLINGS
 from grpo_bench.speed.machine import best_seconds
 
 
@@ -25,6 +25,20 @@ def _weights(model: Any, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     trunk = [m.weight.detach().to(dtype) for m in linear if m is not head]
     return trunk, [head.weight.detach().to(dtype)]
+
+
+def _together(model: Any, dtype: torch.dtype) -> list[Tensor]:
+    """The trunk's weights, those of layers of one input as one."""
+    head, out, seen = model.get_output_embeddings(), list[Tensor](), set[int]()
+    for module in model.modules():
+        for names in SIBLINGS:
+            layers = [getattr(module, name, None) for name in names]
+            if all(isinstance(layer, nn.Linear) for layer in layers):
+                out.append(torch.cat([layer.weight.detach().to(dtype) for layer in layers]))  # type: ignore[union-attr]
+                seen |= {id(layer) for layer in layers}
+        if isinstance(module, nn.Linear) and module is not head and id(module) not in seen:
+            out.append(module.weight.detach().to(dtype))
+    return out
 
 
 def _captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -53,8 +67,9 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
     seconds = best_seconds(_captured(work, device), device)
     if dtype != torch.bfloat16 or rows > FEW_ROWS or not kernels.multiplies(head[0]):
         return seconds
-    rooms = kernels.packed_room([w.shape for w in trunk + head])
-    packed = [(kernels.pack(w, room), *w.shape) for w, room in zip(trunk + head, rooms, strict=True)]
+    few = _together(model, dtype) + head
+    rooms = kernels.packed_room([w.shape for w in few])
+    packed = [(kernels.pack(w, room), *w.shape) for w, room in zip(few, rooms, strict=True)]
 
     def packed_work() -> None:
         for w, columns, depth in packed:
