@@ -143,3 +143,37 @@ def test_a_critic_whose_head_makes_no_gradient_of_the_words(kind: str, critic: s
     assert len(found[0]) == len(found[1]) > 10
     for own, plain in zip(*found, strict=True):
         torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
+
+
+class _Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+
+def test_rows_of_a_backward_pass_that_breaks_off_are_dropped() -> None:
+    """As when memory runs out: the same micro-batch is then made again, smaller."""
+    own, plain = pair()
+    x = own(IDS)
+    loss = torch.sin(x @ own.weight.mT).sum() + _Breaks.apply(own.weight).sum()
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        loss.backward()
+    own.weight.grad = None
+    for embedding in (own, plain):
+        loss_of(embedding, True).backward()
+    torch.testing.assert_close(own.weight.grad, plain.weight.grad, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_whoever_waits_for_the_gradient_is_given_all_of_it(tied: bool) -> None:
+    grads = []
+    for embedding in pair():
+        embedding.weight.register_hook(lambda grad: 2 * grad)
+        loss_of(embedding, tied).backward()
+        grads.append(embedding.weight.grad)
+    assert grads[0] is not None
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-14, atol=1e-14)

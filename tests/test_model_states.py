@@ -128,7 +128,7 @@ def test_a_kept_copy_for_sampling_is_counted() -> None:
     learner, models = trained("algo=grpo", "group_size=2")
     engine = NativeEngine(None, torch.float16)
     assert model_states(models, learner, engine)["sampler"] == 0
-    # as captured steps keep it, which only a GPU has; bfloat16 would be packed beside it on some processors
+    # as captured or recorded steps keep it; bfloat16 would be packed beside it on some processors
     engine._copies[models.policy] = SamplingCopy(models.policy, torch.float16)
     assert model_states(models, learner, engine)["sampler"] == 2 * WEIGHTS
 

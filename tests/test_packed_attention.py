@@ -202,7 +202,7 @@ def test_when_it_is_used(monkeypatch):
 
 
 @needs_tiles
-@pytest.mark.parametrize("window", [None, 1, 33, 700])
+@pytest.mark.parametrize("window", [None, 1, 33, 700, 2**31 - 1])
 @pytest.mark.parametrize(
     ("heads", "keys", "width", "shape"),
     [(9, 3, 64, RAGGED), (71, 1, 16, LONG), (6, 2, 40, LONG), (2, 2, 32, ([1100], [(0, 45), (0, 1)])),

@@ -287,6 +287,11 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
     """
     x = x.contiguous()
     depth = x.shape[-1]
+    library: Any = _library()
+    width = 2 * -(-columns // TILE) * TILE if gated else columns
+    assert x.dtype == packed.dtype == torch.bfloat16
+    assert packed.numel() == library.packed_size(width, depth)
+    assert bias is None or (bias.dtype == x.dtype and bias.numel() == columns and bias.is_contiguous())
     out = x.new_empty(*x.shape[:-1], columns)
     rows = x.numel() // depth
     there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie

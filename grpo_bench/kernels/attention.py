@@ -81,7 +81,8 @@ def _rest(query: Tensor, heads: int, sequences: Sequences, scaling: float, windo
     scratch = torch.empty(threads, room, dtype=torch.float32)
     parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order)
     addresses = [part.data_ptr() for part in parts]
-    return [*addresses, prompts, tokens, H, heads, width, scaling, window or 0, scratch, most, threads]
+    near = window if window is not None and window < most else 0  # one that hides nothing is none
+    return [*addresses, prompts, tokens, H, heads, width, scaling, near, scratch, most, threads]
 
 
 def attend(

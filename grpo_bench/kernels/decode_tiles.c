@@ -4,8 +4,8 @@
  * Rows of a prompt look at the same keys. Their queries, of the heads that share a head of keys, are up to 16 columns
  * of scores (keys, 16): keys are rows of tiles as they lie, a prompt's for all columns at once, a row's own for its
  * columns. So the softmax over keys is of 16 columns side by side, in fp32. Weights are rounded to bfloat16 for their
- * products with values, sums are in fp32. What a column becomes depends on no other, so neither on who stands beside
- * it. */
+ * products with values, sums are in fp32. Of values that are finite, what a column becomes depends on no other, so
+ * neither on who stands beside it. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -353,7 +353,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
     struct config before;
     tiles_on(&before);
     work after = {0}; /* the item that comes next, once there was one */
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) /* a thread's items follow each other: ``after`` is its next one */
     for (int64_t item = 0; item < parts * K; item++) {
 #define SURVEY(item)                                                                                                   \
   survey(order + starts[(item) % parts], starts[(item) % parts + 1] - starts[(item) % parts], (item) / parts, counts, \

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
-        ctx.weight, ctx.padding = weight, padding  # not saved: a leaf, of which only the shape and .grad are looked at
+        ctx.weight, ctx.padding = weight, padding  # not saved: its numbers are not looked at, and a leaf's may change
         ctx.save_for_backward(ids)
         return F.embedding(ids, weight, padding)
 
@@ -29,7 +29,7 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor | None, None]:
         (ids,) = ctx.saved_tensors
         weight, padding, grad = ctx.weight, ctx.padding, grads[0]
-        if not _accumulates(ctx.next_functions[1][0]):
+        if not _accumulates(ctx.next_functions[1][0]) or _has_hooks(weight):
             none = -1 if padding is None else padding
             return None, torch.ops.aten.embedding_dense_backward(grad, ids, len(weight), none, False), None
 
@@ -39,6 +39,11 @@ class _Embedding(torch.autograd.Function):
         # at the end of the backward pass: what the head makes of the same weights has become their .grad by then
         torch.autograd.Variable._execution_engine.queue_callback(add)
         return None, None, None
+
+
+def _has_hooks(weight: Tensor) -> bool:
+    """Whether somebody waits for this leaf's gradient: that is the whole of it."""
+    return bool(weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
 def _accumulates(node: Any) -> bool:
@@ -74,8 +79,11 @@ class TrainedEmbedding(nn.Embedding):
 
 
 def install(model: PreTrainedModel) -> int:
-    """Let the plain embeddings of a model be such; returns how many."""
+    """Let plain embeddings be such, where torch can tell what a backward pass adds to; returns how many."""
     found = 0
+    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    if not hasattr(torch._C, "_will_engine_execute_node") or not hasattr(engine, "queue_callback"):
+        return found
     for module in model.modules():
         if type(module) is not nn.Embedding:
             continue

@@ -265,7 +265,7 @@ class Decoder:
         trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
         self.sized = plan.sized
         hidden = trunk.last_hidden_state[0]
-        return self.policy.logits(hidden, wide=not kernels.take(hidden))  # what draws reads both
+        return self.policy.logits(hidden, wide=not kernels.take(hidden))  # ``draw`` reads bfloat16 too
 
     def step(self, shape: Shape) -> Tensor:
         """One token more of each row, written in place; (N,V) what they were drawn from."""

@@ -164,11 +164,17 @@ class NativeEngine:
     def _let_go(self) -> None:
         """Of what rollouts on a CPU used: the update that follows needs the memory, but to record costs several steps.
 
-        Small decoders stay, and copies beside them; larger ones stay where they are, and their memory goes to the
-        system, which takes a while to give it again. A model that is not a copy keeps its own, which is counted.
+        Small copies stay, and decoders in the room beside them; larger ones stay where they are, and their memory goes
+        to the system, which takes a while to give it again. A model that is not a copy keeps its own, which is counted.
+        Whether a copy stays is for its size alone to say, not for the rollouts before: it is on record.
         """
         room, leaves = KEPT_BYTES, pages.can_give_back()
         copies = {id(copy.policy): copy for copy in self._copies.values()}
+        for copy in copies.values() if leaves else ():
+            if (size := sum(x.nbytes for x in copy.weights())) > room:
+                copy.give_back()
+            else:
+                room -= size
         for place, (key, decoder) in enumerate(reversed(list(self._kept.items()))):  # the latest first
             apart = leaves and id(decoder.policy) in copies  # its weights can go without it
             own = 0 if apart else sum(x.nbytes for x in self._weights(decoder.policy))
@@ -184,10 +190,6 @@ class NativeEngine:
         for policy, copy in list(self._copies.items()):
             if id(copy.policy) not in used:
                 del self._copies[policy]
-            elif leaves and (size := sum(x.nbytes for x in copy.weights())) > room:
-                copy.give_back()
-            elif leaves:
-                room -= size
 
     def _weights(self, sampled: Policy) -> list[Tensor]:
         for copy in self._copies.values():

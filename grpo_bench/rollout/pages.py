@@ -32,11 +32,12 @@ def can_give_back() -> bool:
     return _madvise() is not None
 
 
-def give_back(tensors: Iterable[Tensor]) -> None:
+def give_back(tensors: Iterable[Tensor]) -> bool:
     """Give whole pages of these CPU tensors to the system, which puts zeros there when they are next used.
 
     They are dense, and nobody reads them before they are written again. Those that lie side by side go as one: a page
-    that stays between them would break a large page up.
+    that stays between them would break a large page up. False where the system refused some (locked memory): these are
+    as they were.
     """
     runs: list[list[int]] = []
     for x in sorted(tensors, key=Tensor.data_ptr):
@@ -46,8 +47,9 @@ def give_back(tensors: Iterable[Tensor]) -> None:
             runs[-1][1] = max(runs[-1][1], x.data_ptr() + x.nbytes)
         else:
             runs.append([x.data_ptr(), x.data_ptr() + x.nbytes])
-    page = mmap.PAGESIZE
+    page, done = mmap.PAGESIZE, True
     for start, end in runs:
         first, last = -(-start // page) * page, end // page * page
         if first < last:
-            _madvise()(first, last - first, MADV_DONTNEED)
+            done &= _madvise()(first, last - first, MADV_DONTNEED) == 0
+    return done

@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from grpo_bench import kernels
 from grpo_bench.policy import Policy
 from grpo_bench.policy.linear import TrainedLinear
+from grpo_bench.policy.memory import is_out_of_memory
+from grpo_bench.policy.network import widen
 from grpo_bench.rollout import pages
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
 PROBE = list(range(1, 9))  # tokens
+FAR = 0.1  # of the largest logit: more than rounding to bfloat16 makes
 _look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # policies that look at layers' weights
 
 
 class SamplingCopy:
     """A policy's model with its parameters in ``dtype``, adapters included; ``refresh`` takes over what was trained.
 
-    Costs the parameters once more, in ``dtype``. Linear layers that are packed for a processor hold nothing else, but
-    where a model looks at the weights of such a layer itself: it costs these twice.
+    Costs the parameters once more, in ``dtype``. Linear layers that are packed for a processor hold nothing else: they
+    cost twice only where an embedding has the same weights (a tied head), or where a model looks at these itself.
     Buffers (rotary frequencies) keep their precision.
     """
 
@@ -32,7 +35,13 @@ class SamplingCopy:
         self.packs = packs(policy, dtype)  # where it does not, as when kernels are switched off, it is of no more use
         self._make(policy, dense=not self.packs or _look.get(policy, False))
         if self.packs and policy not in _look:
-            _look[policy] = not self._answers()
+            wanted = _answer(policy)
+            if wanted is None:  # of another calling convention, or weights that are not finite: nothing is learnt
+                self._make(policy, dense=True)
+                return
+            ours = _answer(self.policy)
+            far = torch.inf if ours is None else float((ours - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+            _look[policy] = not far < FAR
             if _look[policy]:
                 self._make(policy, dense=True)
 
@@ -44,10 +53,10 @@ class SamplingCopy:
         masters: dict[int, nn.Parameter] = {}  # by what stands for them in the copy
         for master in policy.model.parameters():
             low = self.dtype if master.is_floating_point() else master.dtype
-            if id(master) in only:  # whoever looks at it is found out
+            if id(master) in only:  # whoever looks at it answers otherwise
                 made = torch.full((), torch.nan, dtype=low, device=master.device).expand(master.shape)
             else:
-                made = master.detach().to(low, copy=True)
+                made = master.detach().to(low, copy=True, memory_format=torch.contiguous_format)
             memo[id(master)] = made = nn.Parameter(made, requires_grad=False)
             if id(master) not in only:
                 self._pairs.append((master, made))
@@ -59,19 +68,6 @@ class SamplingCopy:
                 packed.pack()
         if policy.device.type == "cuda":
             merge_linears(self.policy.model)
-
-    @torch.no_grad()
-    def _answers(self) -> bool:
-        """Whether what it computes are numbers: where weights that it does not hold are looked at, they are not."""
-        ids = torch.tensor([PROBE], device=self.policy.device) % self.policy.model.config.get_text_config().vocab_size
-        try:
-            with self.policy.autocast():
-                hidden = self.policy.trunk(input_ids=ids, use_cache=False).last_hidden_state
-                return bool(self.policy.logits(hidden[0]).isfinite().all())
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, AttributeError, ValueError, LookupError, RuntimeError):  # of another calling convention
-            return False
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -89,9 +85,22 @@ class SamplingCopy:
         return [low for _, low in self._pairs] + [packed.room for packed in self._packed]
 
     def give_back(self) -> None:
-        """Give its memory back to the system: of no use until it is refreshed."""
-        pages.give_back(self.weights())
-        self.given_back = True
+        """Give its memory back to the system, where that takes it: of no use until it is refreshed."""
+        self.given_back = pages.give_back(self.weights())
+
+
+@torch.no_grad()
+def _answer(policy: Policy) -> Tensor | None:
+    """(8,V) logits of a few tokens; None where it gives no finite ones."""
+    ids = torch.tensor([PROBE], device=policy.device) % policy.model.config.get_text_config().vocab_size
+    try:
+        with policy.autocast():
+            found = widen(policy.logits(policy.trunk(input_ids=ids, use_cache=False).last_hidden_state[0]))
+    except (TypeError, AttributeError, ValueError, LookupError, RuntimeError) as e:  # of another calling convention
+        if is_out_of_memory(e):
+            raise
+        return None
+    return found if bool(found.isfinite().all()) else None
 
 
 def packs(policy: Policy, dtype: torch.dtype) -> bool:
@@ -122,6 +131,7 @@ class _Packed:
         """``weights``: where they are taken from at each ``pack``."""
         self.sources, self.columns, self.turns = weights, columns, turns
         self.room: Tensor
+        self.readers: list[Any] = []  # what is to know the room: not this object, which holds what is trained
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,16 +153,16 @@ class _Packed:
 class PackedLinear(nn.Linear):
     """A linear layer that is sampled from, through weights ``packed`` for that.
 
-    Where it holds the weights as they are too (``dense``), few rows at a time go that way.
+    Where it holds the weights as they are too (``dense``), only few rows at a time go through the packed ones.
     """
 
-    packed: _Packed
+    packed: Tensor
     dense: bool
 
     def forward(self, input: Tensor) -> Tensor:
         if (given := self._given(input)) is None:
             return super().forward(input)
-        return kernels.multiply(given, self.packed.room, self.out_features, self.bias)
+        return kernels.multiply(given, self.packed, self.out_features, self.bias)
 
     def _given(self, input: Tensor) -> Tensor | None:
         """The input as packed weights take it; None where they do not."""
@@ -167,16 +177,17 @@ class PackedLinear(nn.Linear):
 class PackedSiblings:
     """Packed layers of one input as one product: the first that is asked computes all, the others take their part."""
 
-    def __init__(self, packed: _Packed, bias: Tensor | None) -> None:
-        self.packed, self.bias = packed, bias
+    def __init__(self, columns: list[int], bias: Tensor | None) -> None:
+        self.columns, self.bias = columns, bias
+        self.packed: Tensor
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
 
     def part(self, number: int, input: Tensor, given: Tensor) -> Tensor:
         """What the ``number``-th layer makes of ``input``, which is ``given`` to the product."""
         if self._input is not input or self._parts[number] is None:
-            made = kernels.multiply(given, self.packed.room, sum(self.packed.columns), self.bias)
-            self._parts, self._input = list(made.split(self.packed.columns, dim=-1)), input
+            made = kernels.multiply(given, self.packed, sum(self.columns), self.bias)
+            self._parts, self._input = list(made.split(self.columns, dim=-1)), input
         out, self._parts[number] = self._parts[number], None
         if not any(part is not None for part in self._parts):
             self._input = None
@@ -208,7 +219,7 @@ def _gated(own: type[nn.Module]) -> type[nn.Module]:
             if (given := gate._given(x)) is None:
                 plain: Tensor = own.forward(self, x)
                 return plain
-            out: Tensor = self.down_proj(kernels.multiply(given, gate.packed.room, gate.out_features, gated=True))
+            out: Tensor = self.down_proj(kernels.multiply(given, gate.packed, gate.out_features, gated=True))
             return out
 
         _GATED[own] = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
@@ -229,7 +240,8 @@ def _pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: boo
         for layer in layers:
             layer.__class__ = PackedLinear
             assert isinstance(layer, PackedLinear)
-            layer.packed, layer.dense = found[key], dense
+            layer.dense = dense
+        found[key].readers += layers
         return found[key]
 
     # where a layer may go another way than its siblings, as with weights kept beside, each goes by itself
@@ -241,12 +253,15 @@ def _pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: boo
             if not all(kernels.multiplies(layer.weight) for layer in layers):
                 continue
             biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+            if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+                continue  # each has to be called
             if names == GATES and hasattr(type(module), "faster") and not biases:
                 if len({layer.out_features for layer in layers}) == 1:
                     packed(layers, turns=True)
                     module.__class__ = _gated(type(module))
             elif all(layer.out_features % kernels.TILE == 0 for layer in layers[:-1]):
-                siblings = PackedSiblings(packed(layers), None)
+                siblings = PackedSiblings([layer.out_features for layer in layers], None)
+                packed(layers).readers.append(siblings)
                 for number, layer in enumerate(layers):
                     layer.__class__ = PackedPart
                     assert isinstance(layer, PackedPart)
@@ -261,6 +276,9 @@ def _pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: boo
     every = list(found.values())
     for one, room in zip(every, kernels.packed_room([one.shape for one in every]), strict=True):
         one.room = room
+        for reader in one.readers:
+            reader.packed = room
+        one.readers = []
     return every
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.rollout.weights import FEW_ROWS, SIBLINGS
+from grpo_bench.rollout.weights import SIBLINGS
 from grpo_bench.speed.machine import best_seconds
 
 
@@ -65,7 +65,7 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
             nn.functional.linear(inputs[w.shape[1]], w)
 
     seconds = best_seconds(_captured(work, device), device)
-    if dtype != torch.bfloat16 or rows > FEW_ROWS or not kernels.multiplies(head[0]):
+    if dtype != torch.bfloat16 or not kernels.multiplies(head[0]):
         return seconds
     few = _together(model, dtype) + head
     rooms = kernels.packed_room([w.shape for w in few])
