@@ -18,7 +18,6 @@ from grpo_bench.rollout import pages
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
 PROBE = list(range(1, 9))  # tokens
-FAR = 0.1  # of the largest logit: more than rounding to bfloat16 makes
 _look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # policies that look at layers' weights
 
 
@@ -35,13 +34,10 @@ class SamplingCopy:
         self.packs = packs(policy, dtype)  # where it does not, as when kernels are switched off, it is of no more use
         self._make(policy, dense=not self.packs or _look.get(policy, False))
         if self.packs and policy not in _look:
-            wanted = _answer(policy)
-            if wanted is None:  # of another calling convention, or weights that are not finite: nothing is learnt
+            if _answer(policy) is None:  # weights that are not finite: nothing is learnt
                 self._make(policy, dense=True)
                 return
-            ours = _answer(self.policy)
-            far = torch.inf if ours is None else float((ours - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
-            _look[policy] = not far < FAR
+            _look[policy] = _answer(self.policy) is None
             if _look[policy]:
                 self._make(policy, dense=True)
 
@@ -53,7 +49,7 @@ class SamplingCopy:
         masters: dict[int, nn.Parameter] = {}  # by what stands for them in the copy
         for master in policy.model.parameters():
             low = self.dtype if master.is_floating_point() else master.dtype
-            if id(master) in only:  # whoever looks at it answers otherwise
+            if id(master) in only:  # who computes with it is found out
                 made = torch.full((), torch.nan, dtype=low, device=master.device).expand(master.shape)
             else:
                 made = master.detach().to(low, copy=True, memory_format=torch.contiguous_format)
