@@ -21,10 +21,11 @@ from grpo_bench.rollout import Noise, Sampling, weights
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.decode import Decoder
 from grpo_bench.rollout.hf import HFEngine
+from grpo_bench.rollout.merged_linear import merge_linears
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.plans import DecodePlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
-from grpo_bench.rollout.weights import SamplingCopy, merge_linears
+from grpo_bench.rollout.weights import SamplingCopy
 from grpo_bench.tiny import tiny_tokenizer
 
 pytestmark = [

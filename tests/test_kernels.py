@@ -17,12 +17,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from grpo_bench import kernels
 from grpo_bench.kernels import build, layers
 from grpo_bench.policy import Policy, norms
-from grpo_bench.rollout import Noise, Sampling, weights
+from grpo_bench.rollout import Noise, Sampling, packed_linear
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.native import NativeEngine
+from grpo_bench.rollout.packed_linear import PackedLinear
 from grpo_bench.rollout.plans import DecodePlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
-from grpo_bench.rollout.weights import PackedLinear, SamplingCopy
+from grpo_bench.rollout.weights import SamplingCopy
 from grpo_bench.tiny import tiny_tokenizer
 
 
@@ -237,7 +238,7 @@ def test_layers_of_one_input_are_one_product(monkeypatch, biased):
             part = getattr(layer.self_attn, name)
             part.bias = torch.nn.Parameter(torch.randn(part.out_features)) if biased else None
     copy = SamplingCopy(policy, torch.bfloat16)
-    monkeypatch.setattr(weights, "SIBLINGS", ())
+    monkeypatch.setattr(packed_linear, "SIBLINGS", ())
     apart = SamplingCopy(policy, torch.bfloat16)
     layer = copy.policy.model.model.layers[0]
     assert layer.self_attn.q_proj.packed is layer.self_attn.v_proj.packed

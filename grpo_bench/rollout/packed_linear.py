@@ -1,0 +1,186 @@
+"""Linear layers whose weights are packed for a processor's matrix tiles, in a model that is only sampled from."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from grpo_bench import kernels
+from grpo_bench.policy.linear import TrainedLinear
+from grpo_bench.rollout.merged_linear import GATES, SIBLINGS
+
+FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) in (nn.Linear, TrainedLinear)
+
+
+def only_multiplied(model: nn.Module) -> set[int]:
+    """Weights, by id, that only plain linear layers have which are packed: not an embedding's."""
+    found, others = set[int](), set[int]()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            mine = name == "weight" and is_plain(module) and kernels.multiplies(parameter)
+            (found if mine else others).add(id(parameter))
+    return found - others
+
+
+class Packed:
+    """Weights of linear layers of one input, packed in one place: one behind the other, or in turns."""
+
+    def __init__(self, weights: list[nn.Parameter], columns: list[int], turns: bool) -> None:
+        """``weights``: where they are taken from at each ``pack``."""
+        self.sources, self.columns, self.turns = weights, columns, turns
+        self.room: Tensor
+        self.readers: list[Any] = []  # what is to know the room: not this object, which holds what is trained
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what is packed."""
+        one = kernels.TILE
+        width = len(self.columns) * -(-self.columns[0] // one) * one if self.turns else sum(self.columns)
+        return width, self.sources[0].shape[1]
+
+    def pack(self) -> None:
+        if len(self.sources) == 1:
+            kernels.pack(self.sources[0].detach(), self.room)
+            return
+        first = 0
+        for source, columns in zip(self.sources, self.columns, strict=True):
+            kernels.pack(source.detach(), self.room, first, len(self.sources) if self.turns else 1)
+            first += 1 if self.turns else columns // kernels.TILE
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that is sampled from, through weights ``packed`` for that.
+
+    Where it holds the weights as they are too (``dense``), only few rows at a time go through the packed ones.
+    """
+
+    packed: Tensor
+    dense: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (given := self._given(input)) is None:
+            return super().forward(input)
+        return kernels.multiply(given, self.packed, self.out_features, self.bias)
+
+    def _given(self, input: Tensor) -> Tensor | None:
+        """The input as packed weights take it; None where they do not."""
+        if input.dtype != torch.bfloat16:
+            if self.dense or not torch.is_autocast_enabled("cpu"):
+                return None
+            input = input.to(torch.bfloat16)
+        few = input.numel() <= FEW_ROWS * self.in_features and kernels.multiplies(self.weight)
+        return None if self.dense and not few else input
+
+
+class PackedSiblings:
+    """Packed layers of one input as one product: the first that is asked computes all, the others take their part."""
+
+    def __init__(self, columns: list[int], bias: Tensor | None) -> None:
+        self.columns, self.bias = columns, bias
+        self.packed: Tensor
+        self._input: Tensor | None = None
+        self._parts: list[Tensor | None] = []
+
+    def part(self, number: int, input: Tensor, given: Tensor) -> Tensor:
+        """What the ``number``-th layer makes of ``input``, which is ``given`` to the product."""
+        if self._input is not input or self._parts[number] is None:
+            made = kernels.multiply(given, self.packed, sum(self.columns), self.bias)
+            self._parts, self._input = list(made.split(self.columns, dim=-1)), input
+        out, self._parts[number] = self._parts[number], None
+        if not any(part is not None for part in self._parts):
+            self._input = None
+        assert out is not None
+        return out
+
+
+class PackedPart(PackedLinear):
+    """A linear layer whose product is a part of a larger one, see ``PackedSiblings``."""
+
+    siblings: PackedSiblings
+    number: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (given := self._given(input)) is None:
+            return nn.Linear.forward(self, input)
+        return self.siblings.part(self.number, input, given)
+
+
+_GATED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _gated(own: type[nn.Module]) -> type[nn.Module]:
+    """A layer that ``policy.gates`` knows, with the products of its gate and of what that lets through as one."""
+    if own not in _GATED:
+
+        def forward(self: Any, x: Tensor) -> Tensor:
+            gate = self.gate_proj
+            if (given := gate._given(x)) is None:
+                plain: Tensor = own.forward(self, x)
+                return plain
+            out: Tensor = self.down_proj(kernels.multiply(given, gate.packed, gate.out_features, gated=True))
+            return out
+
+        _GATED[own] = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+    return _GATED[own]
+
+
+def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool) -> list[Packed]:
+    """Pack the plain linear layers of a model that is only sampled from; their weights are those of ``masters``.
+
+    What two layers share is packed once.
+    """
+    found: dict[tuple[int, ...], Packed] = {}
+
+    def packed(layers: list[nn.Linear], turns: bool = False) -> Packed:
+        key = tuple(id(layer.weight) for layer in layers)
+        if key not in found:
+            found[key] = Packed([masters[i] for i in key], [x.out_features for x in layers], turns)
+        for layer in layers:
+            layer.__class__ = PackedLinear
+            assert isinstance(layer, PackedLinear)
+            layer.dense = dense
+        found[key].readers += layers
+        return found[key]
+
+    # where a layer may go another way than its siblings, as with weights kept beside, each goes by itself
+    for module in () if dense else model.modules():
+        for names in SIBLINGS:
+            layers = [layer for name in names if is_plain(layer := getattr(module, name, None))]  # type: ignore[arg-type]
+            if len(layers) < len(names) or len({(x.in_features, x.bias is None) for x in layers}) > 1:
+                continue
+            if not all(kernels.multiplies(layer.weight) for layer in layers):
+                continue
+            biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+            if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+                continue  # each has to be called
+            if names == GATES and hasattr(type(module), "faster") and not biases:
+                if len({layer.out_features for layer in layers}) == 1:
+                    packed(layers, turns=True)
+                    module.__class__ = _gated(type(module))
+            elif all(layer.out_features % kernels.TILE == 0 for layer in layers[:-1]):
+                siblings = PackedSiblings([layer.out_features for layer in layers], None)
+                packed(layers).readers.append(siblings)
+                for number, layer in enumerate(layers):
+                    layer.__class__ = PackedPart
+                    assert isinstance(layer, PackedPart)
+                    layer.siblings, layer.number = siblings, number
+                if biases:
+                    siblings.bias = torch.cat(biases)
+                    for layer, part in zip(layers, siblings.bias.split([len(x) for x in biases]), strict=True):
+                        layer.bias.data = part  # the same parameter, elsewhere: a refresh writes there
+    for module in model.modules():
+        if is_plain(module) and kernels.multiplies(module.weight):
+            packed([module])
+    every = list(found.values())
+    for one, room in zip(every, kernels.packed_room([one.shape for one in every]), strict=True):
+        one.room = room
+        for reader in one.readers:
+            reader.packed = room
+        one.readers = []
+    return every
