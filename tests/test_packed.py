@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from grpo_bench.policy import Policy, head, layout, memory, norms, shared_prompt
+from grpo_bench.policy import packed as packing
 from grpo_bench.policy.network import _select
-from grpo_bench.policy.packed import pack
+from grpo_bench.policy.packed import filler, pack
 from grpo_bench.types import Rollouts
 
 SHAPE = {
@@ -97,6 +98,56 @@ def test_packing_by_hand() -> None:
     assert packed.states.tolist() == [1, 3, 4, 1, 2, 5]
     assert packed.firsts.tolist() == [0, 3, 4]
     assert packed.predicts.tolist() == [1, 2, 5]  # targets that 4, 5 and 8 predict: 5, 6 and 9
+
+
+@pytest.mark.parametrize(("tokens", "more"), [(0, 0), (100, 0), (127, 0), (129, 1), (1000, 0), (2601, 23), (8191, 1)])
+def test_few_counts_of_tokens_occur(tokens: int, more: int) -> None:
+    assert filler(tokens) == more  # multiples of 1, 1, 1, 2, 8, 32 and 64
+
+
+def test_a_filler_is_at_most_one_token_in_64() -> None:
+    assert all(64 * filler(n) <= n for n in range(20_000))
+    assert len({n + filler(n) for n in range(4096, 8193)}) <= 65
+
+
+def test_a_filler_stands_behind_the_prompts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "filler", lambda tokens: -tokens % 4)  # 6 tokens as in the test before: 2 more
+    completions = torch.tensor([[4, 5, 6], [7, 0, 0], [8, 9, 0]])
+    packed = pack(
+        [torch.tensor([1, 2]), torch.tensor([3])], torch.tensor([0, 0, 1]), completions, torch.tensor([3, 1, 2]), True
+    )
+    assert packed.ids.tolist() == [1, 2, 3, 1, 1, 4, 5, 8]
+    assert packed.positions.tolist() == [0, 1, 0, 0, 1, 2, 3, 1]
+    assert packed.states.tolist() == [1, 5, 6, 1, 2, 7]
+    assert packed.predicts.tolist() == [1, 2, 5]
+    assert packed.lengths.tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_filler_changes_neither_log_probs_nor_gradients(
+    kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "filler", lambda tokens: -tokens % 16 or 16)
+    monkeypatch.setattr(Policy, "packed", lambda self, rows: rows.rounded)
+    model = policy(kind)
+    if compiled:  # the kernels are of fp32
+        model = Policy(model.model.float(), torch.float32)
+    rollouts, rows = ragged(8, group_size=4, seed=3), torch.tensor([5, 0, 7, 2, 1])
+    logp, grads = gradients(model, rollouts, rows, plans=True)
+    plain, expected = gradients(model, rollouts, rows, plans=False)
+    bound = 1e-4 if compiled else 1e-9
+    torch.testing.assert_close(logp, plain, rtol=0, atol=bound)
+    assert grads.keys() == expected.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=10 * bound, atol=bound)
+
+
+@pytest.mark.parametrize(("dtype", "rounded"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_counts_are_rounded_in_bfloat16_on_a_cpu(dtype: torch.dtype, rounded: bool) -> None:
+    model = Policy(network("llama").float(), dtype)
+    rows = layout(batch_of(ragged(5)), torch.arange(5))
+    assert (model.packed(rows) is rows.rounded) == rounded
 
 
 def test_a_group_with_two_prompts_is_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from grpo_bench import kernels
 from grpo_bench.kernels import _library, _threads
 
 
-def takes(tensors: list[Tensor]) -> bool:
+def takes(tensors: Sequence[Tensor]) -> bool:
     """Whether these are dense, in fp32 and on a CPU whose kernels are used."""
     dense = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
     return dense and kernels.available()

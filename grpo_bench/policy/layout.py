@@ -33,6 +33,14 @@ class Layout:
     def packed(self) -> Packed:
         """Without padding, each prompt once, in the order of the rows. ValueError where rows of a group have different
         prompts."""
+        return self._pack(False)
+
+    @cached_property
+    def rounded(self) -> Packed:
+        """The same with a filler behind the prompts, see ``pack``."""
+        return self._pack(True)
+
+    def _pack(self, rounded: bool) -> Packed:
         found, group = torch.unique(self.group_ids, return_inverse=True)
         first = torch.full_like(found, len(group)).scatter_reduce_(
             0, group, torch.arange(len(group), device=group.device), "amin"
@@ -48,7 +56,7 @@ class Layout:
             self.tokens[row, width - length : width]
             for row, length in zip(first.tolist(), self.prompt_lengths[first].tolist(), strict=True)
         ]
-        return pack(prompts, group, self.tokens[:, width:], self.mask.sum(1).long())
+        return pack(prompts, group, self.tokens[:, width:], self.mask.sum(1).long(), rounded)
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:

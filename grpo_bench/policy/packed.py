@@ -218,15 +218,26 @@ def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (query - key < window)
 
 
-def pack(prompts: list[Tensor], group: Tensor, completions: Tensor, lengths: Tensor) -> Packed:
+def filler(tokens: int) -> int:
+    """Tokens to add so that few counts occur: up to a multiple of the power of two within a 64th of them, so that at
+    most one in 64 is added."""
+    return -tokens % (1 << max((tokens // 64).bit_length() - 1, 0))
+
+
+def pack(prompts: list[Tensor], group: Tensor, completions: Tensor, lengths: Tensor, rounded: bool = False) -> Packed:
     """Pack completions of known prompts.
 
     Args:
         prompts: token ids of the P prompts.
         group: (b,) which prompt each row has.
         completions: (b,T) token ids, ``lengths`` (b,) of which count.
+        rounded: add a prompt that no row continues, as long as ``filler`` says; nothing looks at its states.
     """
     device = group.device
+    if rounded:
+        own = sum(len(p) for p in prompts) + int((lengths - 1).clamp(min=0).sum())
+        if more := filler(own):
+            prompts = [*prompts, prompts[0][:1].expand(more)]
     P = len(prompts)
     sizes = torch.tensor([len(p) for p in prompts], device=device)
     starts = sizes.cumsum(0) - sizes

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo_bench import kernels
+from grpo_bench import heap, kernels
 from grpo_bench.policy import Policy, memory_errors
 from grpo_bench.policy.memory import share_of_memory
 from grpo_bench.rollout import Ended, Progress, Sampling, pages
@@ -87,6 +87,7 @@ class NativeEngine:
         if not self._takes_plans(policy):
             plain = HFEngine(self.batch_size)
             return plain.generate(policy, tokenizer, prompt_ids, group_size, sampling, noise, progress, ended)
+        heap.make_room()
         total = len(prompt_ids) * group_size
         ends = set() if sampling.ignore_end else end_tokens(tokenizer, policy)
         decoder = self._decoder(policy, prompt_ids, total, sampling, ends)

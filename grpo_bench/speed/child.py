@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_bench import heap
+from grpo_bench.process import prepare_process
+
 PHASES = ("rollout", "reward", "score", "update")
 
 
@@ -70,6 +73,7 @@ class Clock:
     def begin(self) -> None:
         """A step starts, when it is its turn."""
         wait_for_turn(self.spec)
+        heap.make_room()  # as this project's steps do
         self._phases.clear()
         self._start = time.perf_counter()
 
@@ -121,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Path((sys.argv[1:] if argv is None else argv)[0])
     _die_with_parent()
     spec = Spec(**json.loads(place.read_text(encoding="utf-8")))
+    prepare_process()  # as this project's runs have it, and the same for every contender
     if spec.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
     result = _contender(spec)(spec)

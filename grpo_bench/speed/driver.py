@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_bench.process import ALLOCATOR, PROCESS_DEFAULTS
 from grpo_bench.provenance import base_names
 from grpo_bench.speed.child import Spec
 from grpo_bench.speed.workloads import PEERS, Workload
@@ -168,7 +167,6 @@ def _environment(spec: Spec) -> dict[str, str]:
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     defaults = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
-    defaults |= PROCESS_DEFAULTS | ALLOCATOR  # as this project's runs have it, and the same for every contender
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     return {**defaults, **os.environ, **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -1,0 +1,175 @@
+"""The heap that a process keeps: what the C library is asked, that freed memory stays, and that room is only room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from grpo_bench import heap
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What mallopt is asked for, with nothing set by the caller; it takes all."""
+    found: list[tuple[int, int]] = []
+    _with_library(monkeypatch, lambda what, value: found.append((what, value)) or 1)  # type: ignore[func-returns-value]
+    return found
+
+
+def _with_library(monkeypatch: pytest.MonkeyPatch, mallopt: Any) -> None:
+    for name in heap.OWN_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    others = {name: SimpleNamespace() for name in ("malloc", "free", "sbrk", "madvise")}
+    monkeypatch.setattr(heap, "_glibc", lambda: True)
+    monkeypatch.setattr(heap, "_heap", None)
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt, **others))
+
+
+def test_freed_memory_is_kept(asked: list[tuple[int, int]]) -> None:
+    assert heap.keep()
+    # as malloc.h has them: M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3
+    assert asked == [(-1, 2_147_483_647), (-3, 1024 * 1024 * 1024)]
+
+
+def test_an_older_library_maps_from_32_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict[int, int]()
+
+    def mallopt(what: int, value: int) -> int:
+        if what == -3 and value > 2**25:
+            return 0
+        found[what] = value
+        return 1
+
+    _with_library(monkeypatch, mallopt)
+    assert heap.keep()
+    assert found == {-1: 2_147_483_647, -3: 33_554_432}
+
+
+@pytest.mark.parametrize("name", heap.OWN_SETTINGS)
+def test_what_the_caller_set_stays(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    assert not heap.keep()
+    heap.make_room()
+    assert asked == []
+
+
+def test_another_c_library_is_not_asked(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mallopt, where it has one, may mean something else by these numbers."""
+    monkeypatch.setattr(heap, "_glibc", lambda: False)
+    assert not heap.keep()
+    assert asked == []
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, AttributeError])
+def test_a_system_without_the_name_is_another(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def refuse(name: str) -> str:
+        raise error
+
+    monkeypatch.setattr(heap.os, "confstr", refuse)
+    assert not heap._glibc()
+
+
+def test_without_mallopt_nothing_happens(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert not heap.keep()
+
+    def refuse(name: None) -> None:
+        raise OSError
+
+    monkeypatch.setattr(heap.ctypes, "CDLL", refuse)
+    assert not heap.keep()
+
+
+def _printed(program: str, **settings: str) -> list[float]:
+    """What a fresh process prints, one number a line, with these settings of the caller."""
+    env = {name: value for name, value in os.environ.items() if name not in heap.OWN_SETTINGS}
+    run = [sys.executable, "-c", PREAMBLE + program]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=env | settings)
+    return [float(line) for line in done.stdout.split()]
+
+
+PREAMBLE = """
+import ctypes, psutil
+from grpo_bench import heap
+heap.keep()
+c = ctypes.CDLL(None)
+c.malloc.argtypes, c.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+c.free.argtypes = [ctypes.c_void_p]
+c.sbrk.argtypes, c.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+def rss(): return psutil.Process().memory_info().rss
+"""
+
+FREED = """
+blocks = [c.malloc(2**23) for _ in range(16)]
+for block in blocks:
+    ctypes.memset(block, 1, 2**23)
+full = rss()
+for block in blocks:
+    c.free(block)
+print((full - rss()) / 2**23)
+"""
+
+
+@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+@pytest.mark.parametrize("kept", [True, False])
+def test_sixteen_freed_blocks_of_eight_megabytes(kept: bool) -> None:
+    """They stay with the process, or go where the caller's own setting says so."""
+    [gone] = _printed(FREED, **({} if kept else {"MALLOC_MMAP_THRESHOLD_": str(2**20)}))
+    assert gone == pytest.approx(0 if kept else 16, abs=1)
+
+
+ROOM = """
+before, start = rss(), c.sbrk(0)
+heap.make_room()
+end = c.sbrk(0)
+print((end - start) / heap.ROOM)
+print((rss() - before) / 2**20)
+heap.make_room()
+print(c.sbrk(0) - end)
+block = c.malloc(2**29)  # in that room
+print(int(0 < block < end))
+ctypes.memset(block, 1, 2**29)
+c.free(block)
+large = 0
+for line in open("/proc/self/smaps"):
+    first = line.split()[0]
+    if not first.endswith(":"):
+        inside = int(first.split("-")[0], 16) <= block < int(first.split("-")[1], 16)
+    elif first == "VmFlags:" and inside:
+        large = int("hg" in line.split())
+print(large)
+"""
+
+
+@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+def test_room_is_made_once_takes_no_memory_and_is_in_large_pages() -> None:
+    grown, taken, again, within, large = _printed(ROOM)
+    assert grown == pytest.approx(1, abs=0.1)
+    assert taken < 8  # megabytes
+    assert again == 0
+    assert within == 1
+    assert large == os.path.exists("/sys/kernel/mm/transparent_hugepage")
+
+
+LARGER = """
+import resource
+heap.make_room()
+print(c.sbrk(0))
+resource.setrlimit(resource.RLIMIT_DATA, (2**28, 2**28))
+heap._heap.end = 0
+heap.make_room()
+print(c.sbrk(0))
+print(int(c.malloc(1000) > 0))
+"""
+
+
+@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+def test_a_process_that_may_have_no_more_goes_on() -> None:
+    first, second, works = _printed(LARGER)
+    assert second == first
+    assert works
