@@ -14,7 +14,7 @@ from grpo_bench import heap
 from grpo_bench.cost import Size, Timed, untimed
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
-from grpo_bench.policy import Layout, Models, layout, memory_errors
+from grpo_bench.policy import Layout, Models, layout, linear, memory_errors
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
 from grpo_bench.rollout.noise import generator
@@ -148,6 +148,9 @@ class Learner:
     def _halve(self, e: Exception) -> None:
         if not is_out_of_memory(e):
             raise e
+        for network in (self.models.policy, self.models.critic):
+            if network is not None:
+                linear.release(network)
         with memory_errors():
             self.tokens = smaller(self.tokens, e)
 

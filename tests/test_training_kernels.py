@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
-from grpo_bench.policy import Policy, head, layout, memory
+from grpo_bench.policy import Policy, head, layout, linear, memory
 from grpo_bench.policy.linear import TrainedLinear
 from grpo_bench.policy.load import load_model
 
@@ -169,14 +170,14 @@ def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Lin
 def test_a_layer_and_its_gradients_are_those_of_autocast(dtype, bias):
     found = []
     own, plain = layer(bias=bias)
-    for linear in (own, plain):
+    for one in (own, plain):
         torch.manual_seed(2)
         x = torch.randn(2, 50, 64).to(dtype).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = linear(x)
-        assert (type(y.grad_fn).__name__ == "_LinearBackward") == (linear is not plain)
+            y = one(x)
+        assert (type(y.grad_fn).__name__ == "_LinearsBackward") == (one is not plain)
         (y.float() * torch.randn(2, 50, 96)).sum().backward()
-        found.append([y, x.grad, *(p.grad for p in linear.parameters())])
+        found.append([y, x.grad, *(p.grad for p in one.parameters())])
     for own_tensor, plain_tensor in zip(*found, strict=True):
         assert own_tensor.dtype == plain_tensor.dtype
         assert (own_tensor.double() - plain_tensor.double()).abs().max() <= 2**-7 * plain_tensor.double().abs().max()
@@ -228,6 +229,89 @@ def test_gradients_add_up_over_micro_batches():
         for part in x.split(100):
             own(part).float().square().sum().backward()
     assert torch.allclose(own.weight.grad, whole, rtol=1e-3, atol=1e-2)
+
+
+class Attention(nn.Module):
+    def __init__(self, biased: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(64, n, bias=biased) for n in (96, 32, 40))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
+
+
+def attention(biased: bool = False) -> tuple[Attention, Attention]:
+    own, plain = Attention(biased), Attention(biased)
+    assert linear.install(own) == 3
+    return own, plain
+
+
+def of_three(module: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """What three layers make of x, and the gradients of a sum of it, x's own first."""
+    x = x.detach().clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = module(x)
+    weights = [torch.linspace(-1, 1, y.numel()).view_as(y) for y in made]
+    total = sum(((y.float() * w).sum() for y, w in zip(made, weights, strict=True)), torch.zeros(()))
+    return made, list(torch.autograd.grad(total, [x, *module.parameters()]))
+
+
+@needs_training_tiles
+@pytest.mark.parametrize("biased", [True, False])
+def test_layers_of_one_input_share_its_gradient(biased):
+    own, plain = attention(biased)
+    x = torch.randn(2, 50, 64)
+    made, grads = of_three(own, x)
+    expected, wanted = of_three(plain, x)
+    assert len({y.grad_fn for y in made}) == 1
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+    for i, (a, b) in enumerate(zip(grads, wanted, strict=True)):
+        assert a.dtype == b.dtype == torch.float32
+        assert (a - b).abs().max() <= (2**-6 if i == 0 else 2**-7) * b.abs().max()
+
+
+@needs_training_tiles
+def test_layers_of_one_input_in_another_order_and_alone():
+    own, plain = attention()
+    x, other = torch.randn(100, 64), torch.randn(100, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = (
+            [one.v_proj(x), one.q_proj(other), one.q_proj(x), one.k_proj(x), one.q_proj(x)] for one in (own, plain)
+        )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_training_tiles
+def test_what_was_not_asked_for_is_forgotten():
+    own, _ = attention()
+    x = torch.randn(100, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = (2 * x) @ torch.eye(64)
+        own.q_proj(y)
+    gone = weakref.ref(y)
+    del y
+    assert gone() is not None
+    linear.release(own)
+    assert gone() is None
+
+
+@needs_training_tiles
+def test_a_sibling_that_is_frozen_or_copied():
+    own, plain = attention()
+    twin = copy.deepcopy(own)
+    assert twin.q_proj.siblings is twin.k_proj.siblings is twin.v_proj.siblings is not own.q_proj.siblings
+    assert twin.q_proj.siblings.layers == [twin.q_proj, twin.k_proj, twin.v_proj]
+    x = torch.randn(100, 64)
+    assert all(torch.equal(a, b) for a, b in zip(of_three(own, x)[1], of_three(twin, x)[1], strict=True))
+    own.k_proj.weight.requires_grad_(False)
+    plain.k_proj.weight.requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len({y.grad_fn for y in own(x)}) == 3
+        for module in (own, plain):
+            sum(y.float().square().sum() for y in module(x)).backward()
+    assert own.k_proj.weight.grad is None
+    torch.testing.assert_close(own.v_proj.weight.grad, plain.v_proj.weight.grad, rtol=2e-2, atol=1.0)
 
 
 def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from grpo_bench.policy.linear import TrainedLinear
-
-GATES = ("gate_proj", "up_proj")
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), GATES)  # layers of one input, by their usual names
+from grpo_bench.policy.linear import SIBLINGS, TrainedLinear
 
 
 class Together:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.policy.linear import TrainedLinear
-from grpo_bench.rollout.merged_linear import GATES, SIBLINGS
+from grpo_bench.policy.linear import GATES, SIBLINGS, TrainedLinear
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.rollout.merged_linear import SIBLINGS
+from grpo_bench.policy.linear import SIBLINGS
 from grpo_bench.speed.machine import best_seconds
 
 
