@@ -45,6 +45,18 @@ def test_gradient_of_weights_equals_the_formula(rows, columns, depth):
 
 
 @needs_training_tiles
+@pytest.mark.parametrize("rows", [1, 33, 300])
+def test_gradients_of_layers_of_one_input_are_those_of_each_bit_for_bit(rows):
+    torch.manual_seed(rows)
+    x = torch.randn(rows, 96).bfloat16()
+    grads = [torch.randn(rows, columns).bfloat16() for columns in (32, 5, 8192 + 40, 64)]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found = kernels.weight_gradients(grads, x)
+        assert all(torch.equal(a, kernels.weight_gradient(g, x)) for a, g in zip(found, grads, strict=True))
+
+
+@needs_training_tiles
 def test_gradient_of_weights_by_hand():
     """1 + 2⁻⁹ is a sum that bfloat16 would round to 1; an entry counts where both factors do."""
     x, grad = torch.zeros(3, 64).bfloat16(), torch.zeros(3, 32).bfloat16()
@@ -322,8 +334,13 @@ def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):
     assert policy.head_is_linear
     batch = batch_of(ragged(48, 8))
     layers = [m.out_features for m in policy.modules() if isinstance(m, TrainedLinear)]
-    calls, made, tiles = [], kernels.weight_gradient, kernels.trains(torch.zeros(32, 32))
-    monkeypatch.setattr(kernels, "weight_gradient", lambda grad, x: calls.append(grad.shape[1]) or made(grad, x))
+    calls, made, tiles = [], kernels.weight_gradients, kernels.trains(torch.zeros(32, 32))
+
+    def counted(grads, x):
+        calls.extend(grad.shape[1] for grad in grads)
+        return made(grads, x)
+
+    monkeypatch.setattr(kernels, "weight_gradients", counted)
     found = []
     for on in (True, False):
         kernels.use(on)

@@ -82,7 +82,7 @@ def _library() -> ctypes.CDLL | None:
             tiled: Any = library.tiled_decode_attention
             tiled.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, i, f, i, f, p, p, i, c]
         if library.weight_gradient_room(TILES, TILES, TILES):
-            library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c]
+            library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c, c]
         if library.tiled_attention_room(TILES, TILES, 0):
             library.tiled_attention.argtypes = library.packed_attention_bfloat16.argtypes
             library.tiled_attention_gradient.argtypes = library.packed_attention_gradient_bfloat16.argtypes
@@ -372,20 +372,33 @@ def trains(weight: Tensor) -> bool:
     return _allowed and on_cpu and weight.dim() == 2 and _has_weight_gradient()
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """(n,m) and (n,k) bfloat16 -> (m,k) fp32: gradᵀ·x, summed in fp32."""
-    grad, x = _dense_last(grad), x.contiguous()
-    (rows, columns), depth = grad.shape, x.shape[1]
-    out = torch.empty(columns, depth, dtype=torch.float32)
+def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """(n,m) for each of some layers of one input and (n,k), bfloat16 -> each layer's (m,k) fp32: gradᵀ·x, summed in
+    fp32. ``x`` is laid out once for all of them."""
+    x = x.contiguous()
+    rows, depth = x.shape
     library: Any = _library()
-    some = max(min(columns, COLUMNS), 1)
+    most = max(max(grad.shape[1] for grad in grads), 1)
+    some = min(most, COLUMNS)
     scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
     aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
-    for first in range(0, columns, some):  # of a vocabulary: its panels would take as much memory as its logits
-        part = out[first : first + some]
-        _call(
-            "weight_gradient",
-            grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part), depth,
-            _threads(rows * len(part) * depth),
-        )  # fmt: skip
+    out, made = [], 0
+    for grad in map(_dense_last, grads):
+        assert grad.shape[0] == rows
+        assert grad.dtype == x.dtype == torch.bfloat16
+        whole = torch.empty(grad.shape[1], depth, dtype=torch.float32)
+        for first in range(0, len(whole), some):  # of a vocabulary: its panels would take as much memory as its logits
+            part = whole[first : first + some]
+            _call(
+                "weight_gradient",
+                grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part),
+                depth, made, _threads(rows * len(part) * depth),
+            )  # fmt: skip
+            made = 1
+        out.append(whole)
     return out
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``weight_gradients`` of one layer."""
+    return weight_gradients([grad], x)[0]

@@ -96,15 +96,15 @@ int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth) {
 }
 
 /* dy (rows, columns) bfloat16, ``stride`` from row to row, and x (rows, depth), dense -> dw (columns, depth) fp32, dense:
- * dy^T x. scratch is aligned to 64 bytes. */
+ * dy^T x. scratch is aligned to 64 bytes. ``made``: it still holds x laid out, from a call with the same x before. */
 void weight_gradient(const uint16_t *dy, int64_t stride, const uint16_t *x, float *dw, uint16_t *scratch, int64_t rows,
-                     int64_t columns, int64_t depth, int threads) {
+                     int64_t columns, int64_t depth, int made, int threads) {
   const int64_t deep = blocks(rows), high = blocks(columns), across = blocks(depth), groups = (high + GROUP - 1) / GROUP;
   uint16_t *right = scratch, *left = scratch + across * deep * PANEL;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static) nowait
-    for (int64_t k = 0; k < deep; k++)
+    for (int64_t k = 0; k < (made ? 0 : deep); k++)
       for (int64_t c = 0; c < across; c++)
         right_panel(x + k * SIDE * depth + c * SIDE, depth, rows - k * SIDE, depth - c * SIDE,
                     right + (c * deep + k) * PANEL);

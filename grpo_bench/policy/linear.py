@@ -58,7 +58,7 @@ class _Linears(torch.autograd.Function):
                 grad_x = grad_x.view(x.shape).to(ctx.type)
             for grad, biased, needed in zip(own, ctx.biased, wanted, strict=True):
                 grad_biases.append(grad.sum(0, dtype=torch.float32) if biased and needed else None)
-        return grad_x, *(kernels.weight_gradient(grad, flat) for grad in own), *grad_biases
+        return grad_x, *kernels.weight_gradients(own, flat), *grad_biases
 
 
 class Siblings:
