@@ -2,10 +2,10 @@
 
 Each step frees and takes the same hundreds of megabytes of activations. Given back to the system in between they are
 cleared and mapped again page by page, a large part of a step (measured). Kept, they are only as good as the heap is in
-one piece: tensors that begin at a page of their own leave a gap before each, where small objects settle that live for
-long, and what is freed between two of those serves no larger one. So tensors do not ask for large pages themselves
-(torch lays them out by pages then); the whole heap does, ahead of its use. SmolLM2's peak was
-0.7 GB lower and its updates took 1.7 to 1.8 s instead of 1.8 to 2.1 (one run of each).
+one piece. torch asks for large pages tensor by tensor and lets each begin at a page of its own then: small objects that
+live for long settle in the gaps before them, and what is freed between two of those serves no larger tensor. So the
+heap asks for them as a whole, ahead of its use. SmolLM2's peak was 0.7 GB lower with that, and its updates took 1.7 to
+1.8 s instead of 1.8 to 2.1 (one run of each).
 """
 
 from __future__ import annotations
@@ -17,65 +17,80 @@ from dataclasses import dataclass
 from typing import Any
 
 # of mallopt(3) in GNU's C library, and of madvise(2) on Linux
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-MMAP_MAX = 65536  # its default
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MADV_HUGEPAGE = 14
-KEPT = 2**31 - 1  # bytes at the heap's end that stay with the process when they are free
+NEVER = -1  # is the heap's end given back to the system
 MAPPED = 2**30  # from this size on a tensor lies outside the heap, and goes back to the system when it is freed
 MAPPED_AT_MOST = 2**25  # of versions before 2.35
-ROOM = 3 * 2**29  # bytes that a step finds at the heap's end; more than ``KEPT`` would be given back at once
-OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # the caller's environment
+ROOM = 3 * 2**29  # bytes that a step finds at the heap's end
+UNMAPPED = 2**31 - 1  # larger than that
+OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")  # a caller's
 
 
 @dataclass
 class _Heap:
     library: Any
-    end: int = 0  # when room was last made
+    start: int  # of what is in large pages
+    end: int  # when room was last made
 
 
 _heap: _Heap | None = None  # None: it is left as it is
 
 
 def keep() -> bool:
-    """Let the process keep what it frees; False where the C library is another one, or the caller has set it up."""
+    """Let the process keep what it frees; whether tensors lie in a heap that asks for large pages.
+
+    They do not where the C library is another one, or an old one, or the caller has set it up.
+    """
     global _heap
     if not _glibc() or any(name in os.environ for name in OWN_SETTINGS):
         return False
     try:
         library = ctypes.CDLL(None)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT)
-        if not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
-            library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)
+        library.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
         library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
         library.free.argtypes = [ctypes.c_void_p]
         library.sbrk.argtypes, library.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
         library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    except (OSError, AttributeError):  # another allocator may have been put in its place
+        if not _own(library.malloc):
+            return False
+    except (OSError, AttributeError):
         return False
-    _heap = _Heap(library)
+    library.mallopt(M_TRIM_THRESHOLD, NEVER)
+    if not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
+        library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)
+        return False
+    _heap = _Heap(library, sys.maxsize, 0)
+    make_room()  # for the weights
     return True
 
 
 def make_room() -> None:
-    """Let the heap's end have addresses for a step, in large pages where the system has them; takes no memory.
+    """Let the heap's end have addresses for a step, in large pages where the system has them; fills no memory.
 
-    Nothing happens where ``keep`` was not called or did nothing, and little where the last room lasted.
+    Nothing happens where ``keep`` was not called or did nothing, and little where the last room lasted. The heap is the
+    main thread's: what others allocate lies elsewhere.
     """
     if _heap is None or _heap.library.sbrk(0) == _heap.end:
         return
     library = _heap.library
-    library.mallopt(M_MMAP_MAX, 0)  # so much would be mapped otherwise
-    place = library.malloc(ROOM)
-    library.free(place)
-    library.mallopt(M_MMAP_MAX, MMAP_MAX)
-    end = library.sbrk(0) or 0
-    if place is None or place + ROOM > end:  # no room, or none there
-        _heap.end = end
-        return
-    first = min(_heap.end or place, place)  # with what was added since
-    first += -first % os.sysconf("SC_PAGESIZE")
-    library.madvise(first, end - first, MADV_HUGEPAGE)  # a system without them refuses
-    _heap.end = end
+    library.mallopt(M_MMAP_THRESHOLD, UNMAPPED)
+    try:
+        place = library.malloc(ROOM)
+        library.free(place)
+    finally:
+        library.mallopt(M_MMAP_THRESHOLD, MAPPED)
+    _heap.end = library.sbrk(0)
+    if place is not None and place + ROOM <= _heap.end:  # else there is no room, or it is elsewhere
+        page = os.sysconf("SC_PAGESIZE")
+        _heap.start = min(_heap.start, -(-place // page) * page)
+        library.madvise(_heap.start, _heap.end - _heap.start, MADV_HUGEPAGE)  # a system without them refuses
+
+
+def _own(function: Any) -> bool:
+    """Whether it is the C library's: another allocator may have been put in its place."""
+    of_library = getattr(ctypes.CDLL("libc.so.6"), "malloc")  # noqa: B009 (a function of its own, not the first's)
+    return ctypes.cast(function, ctypes.c_void_p).value == ctypes.cast(of_library, ctypes.c_void_p).value
 
 
 def _glibc() -> bool:

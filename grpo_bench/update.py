@@ -14,7 +14,7 @@ from grpo_bench import heap
 from grpo_bench.cost import Size, Timed, untimed
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
-from grpo_bench.policy import Layout, Models, layout, linear, memory_errors
+from grpo_bench.policy import Layout, Models, layout, memory_errors
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
 from grpo_bench.rollout.noise import generator
@@ -41,6 +41,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
 def descend(optimiser: Optimiser, losses: Iterable[Tensor], progress: float = 0.0) -> float:
     """One update on a sum of micro-batch losses; returns its value. For plain supervised training."""
     heap.make_room()
+    optimiser.reserve()
     total = 0.0
     for loss in losses:
         loss.backward()
@@ -148,9 +149,9 @@ class Learner:
     def _halve(self, e: Exception) -> None:
         if not is_out_of_memory(e):
             raise e
-        for network in (self.models.policy, self.models.critic):
-            if network is not None:
-                linear.release(network)
+        self.models.policy.release()
+        if self.models.critic is not None and self.models.critic.trunk is not None:
+            self.models.critic.trunk.release()
         with memory_errors():
             self.tokens = smaller(self.tokens, e)
 
@@ -165,9 +166,10 @@ class Learner:
         """
         heap.make_room()
         train_policy = step > self.algo.frozen_steps
-        for optimiser in (self.policy, self.critic):
-            if optimiser is not None:
-                optimiser.reserve()
+        if train_policy or self.shared:
+            self.policy.reserve()
+        if self.critic is not None:
+            self.critic.reserve()
         self.trained_tokens, self.flops, self.empty_updates = 0, 0.0, 0
         without = self.without_signal(batch)
         self.skipped_groups = int((without & batch.mask.any(1)).view(-1, batch.group_size).any(1).sum())
@@ -252,7 +254,7 @@ class Learner:
         for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
             part, own = take(batch, some), layout(batch, some)
             if packed:
-                models.policy.packed(own)  # now: sizes are read from the device, which would wait between parts
+                models.policy.tokens_of(own)  # now: sizes are read from the device, which would wait between parts
             self._charge(part, train_policy, self.critic is not None and not self.kept)
             waiting.append((part, own, weights[some]))
         while waiting:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kernel_data import kernels_on, needs_compiler  # noqa: F401 (a fixture)
 from model_data import ARCHITECTURES, batch_of, network, policy, ragged
 from torch import Tensor, nn
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from grpo_bench import kernels
 from grpo_bench.policy import Policy, head, layout, memory, norms, shared_prompt
 from grpo_bench.policy import packed as packing
 from grpo_bench.policy.network import _select
@@ -116,7 +118,7 @@ def test_a_filler_stands_behind_the_prompts_by_hand(monkeypatch: pytest.MonkeyPa
     packed = pack(
         [torch.tensor([1, 2]), torch.tensor([3])], torch.tensor([0, 0, 1]), completions, torch.tensor([3, 1, 2]), True
     )
-    assert packed.ids.tolist() == [1, 2, 3, 1, 1, 4, 5, 8]
+    assert packed.ids.tolist() == [1, 2, 3, 1, 1, 4, 5, 8]  # no longer than the longest prompt
     assert packed.positions.tolist() == [0, 1, 0, 0, 1, 2, 3, 1]
     assert packed.states.tolist() == [1, 5, 6, 1, 2, 7]
     assert packed.predicts.tolist() == [1, 2, 5]
@@ -129,7 +131,7 @@ def test_a_filler_changes_neither_log_probs_nor_gradients(
     kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "filler", lambda tokens: -tokens % 16 or 16)
-    monkeypatch.setattr(Policy, "packed", lambda self, rows: rows.rounded)
+    monkeypatch.setattr(Policy, "tokens_of", lambda self, rows: rows.rounded)
     model = policy(kind)
     if compiled:  # the kernels are of fp32
         model = Policy(model.model.float(), torch.float32)
@@ -143,11 +145,34 @@ def test_a_filler_changes_neither_log_probs_nor_gradients(
         torch.testing.assert_close(grad, expected[name], rtol=10 * bound, atol=bound)
 
 
-@pytest.mark.parametrize(("dtype", "rounded"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_counts_are_rounded_in_bfloat16_on_a_cpu(dtype: torch.dtype, rounded: bool) -> None:
+def test_a_filler_is_cut_where_prompts_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may have no more positions than it needs for them."""
+    monkeypatch.setattr(packing, "filler", lambda tokens: 11)
+    prompts, completions = [torch.tensor([1, 2]), torch.tensor([3, 4, 5])], torch.full((2, 3), 9)
+    packed = pack(prompts, torch.arange(2), completions, torch.tensor([3, 3]), True)
+    assert packed.lengths.tolist() == [2, 3, 3, 3, 3, 2]
+    assert packed.ids.tolist() == [1, 2, 3, 4, 5, *[3] * 11, 9, 9, 9, 9]
+    assert packed.positions.tolist() == [0, 1, 0, 1, 2, *[0, 1, 2] * 3, 0, 1, 2, 3, 3, 4]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "softcap", "on", "rounded"),
+    [
+        (torch.bfloat16, None, True, True),
+        (torch.float32, None, True, False),
+        (torch.bfloat16, 50.0, True, False),
+        (torch.bfloat16, None, False, False),
+    ],
+)
+def test_counts_are_rounded_where_kernels_attend_in_bfloat16(
+    dtype: torch.dtype, softcap: float | None, on: bool, rounded: bool
+) -> None:
+    kernels.use(on)
     model = Policy(network("llama").float(), dtype)
+    model.model.config.attn_logit_softcapping = softcap
     rows = layout(batch_of(ragged(5)), torch.arange(5))
-    assert (model.packed(rows) is rows.rounded) == rounded
+    assert (model.tokens_of(rows) is rows.rounded) == rounded
 
 
 def test_a_group_with_two_prompts_is_an_error() -> None:

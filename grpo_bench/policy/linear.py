@@ -1,13 +1,16 @@
 """Linear layers of training in bfloat16 on a CPU: the gradient of their fp32 weights is the product's fp32 sum.
 
 Under autocast torch rounds that gradient to bfloat16 and turns it back into fp32, and multiplies more slowly (see
-``kernels/weight_gradient.c``). Layers whose sizes, types or devices ``kernels.trains`` does not take stay torch's.
+``kernels/weight_gradient.c``). Layers of one input (queries, keys and values; a gate and what it lets through) are one
+operation: their gradients by it are summed within the products, and it is laid out once for the gradients of all their
+weights. Layers whose sizes, types or devices ``kernels.trains`` does not take stay torch's.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +19,20 @@ from torch.nn import functional as F
 
 from grpo_bench import kernels
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 GATES = ("gate_proj", "up_proj")
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), GATES)  # layers of one input, by their usual names
 FEW_TOKENS = 64  # fewer are too little work to lay out the factors for; chosen, not measured
 
 
 class _Linears(torch.autograd.Function):
-    """Layers of one input; what their inputs' gradients sum up to is summed by the products."""
+    """Layers of one input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         """Weights, then as many biases or Nones."""
         weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
         ctx.type, ctx.biased = x.dtype, [bias is not None for bias in biases]
+        ctx.set_materialize_grads(False)  # a layer that was not asked has none
         x = x.to(torch.bfloat16)
         lows = [weight.detach().to(torch.bfloat16) for weight in weights if weight is not None]
         ctx.save_for_backward(x, *lows)
@@ -45,66 +46,106 @@ class _Linears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, *lows = ctx.saved_tensors
-        flat = x.reshape(-1, x.shape[-1])
-        own = [grad.to(torch.bfloat16).reshape(-1, grad.shape[-1]) for grad in grads]
-        wanted = ctx.needs_input_grad[1 + len(lows) :]
-        grad_x: Tensor | None = None
-        grad_biases: list[Tensor | None] = []
+        count = len(lows)
+        asked = [i for i in range(count) if grads[i] is not None]
+        own = [grads[i].to(torch.bfloat16).reshape(-1, grads[i].shape[-1]) for i in asked]
+        out: list[Tensor | None] = [None] * (1 + 2 * count)
         with torch.autocast("cpu", enabled=False):
-            if ctx.needs_input_grad[0]:
-                grad_x = own[0] @ lows[0]
-                for grad, low in zip(own[1:], lows[1:], strict=True):
-                    torch.addmm(grad_x, grad, low, out=grad_x)
-                grad_x = grad_x.view(x.shape).to(ctx.type)
-            for grad, biased, needed in zip(own, ctx.biased, wanted, strict=True):
-                grad_biases.append(grad.sum(0, dtype=torch.float32) if biased and needed else None)
-        return grad_x, *kernels.weight_gradients(own, flat), *grad_biases
+            if ctx.needs_input_grad[0] and asked:
+                out[0] = _sum(own, [lows[i] for i in asked], ctx.type).view(x.shape)
+            for i, grad in zip(asked, own, strict=True):
+                if ctx.biased[i] and ctx.needs_input_grad[1 + count + i]:
+                    out[1 + count + i] = grad.sum(0, dtype=torch.float32)
+        for i, made in zip(asked, kernels.weight_gradients(own, x.reshape(-1, x.shape[-1])), strict=True):
+            out[1 + i] = made
+        return tuple(out)
+
+
+def _sum(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Products of (n,m) and (m,k) bfloat16 tensors, summed in ``dtype`` as autograd would -> (n,k)."""
+    total = (grads[0] @ weights[0]).to(dtype)
+    for grad, weight in zip(grads[1:], weights[1:], strict=True):
+        if dtype == torch.bfloat16:
+            torch.addmm(total, grad, weight, out=total)
+        else:
+            total += grad @ weight
+    return total
 
 
 class Siblings:
     """Layers of one input, called one after the other: the first computes all, the others take their part."""
 
-    def __init__(self, layers: list[TrainedLinear]) -> None:
-        self.layers = layers
+    def __init__(self) -> None:
         self.release()
 
-    def release(self) -> None:
-        """Forget what was not asked for, as when memory ran out between two of the layers."""
+    def compute(self, input: Tensor) -> Sequence[Tensor]:
+        """What each of the layers makes of ``input``."""
+        raise NotImplementedError
+
+    def release(self) -> bool:
+        """Forget what was not asked for; whether there was any, as where memory ran out between two of the layers."""
+        left = getattr(self, "_input", None) is not None
         self._input: Tensor | None = None
         self._parts: list[Tensor | None] = []
+        return left
 
     def part(self, number: int, input: Tensor) -> Tensor:
         """What the ``number``-th layer makes of ``input``."""
         if self._input is not input or self._parts[number] is None:
-            parameters = [x.weight for x in self.layers] + [x.bias for x in self.layers]
-            self._parts, self._input = list(_Linears.apply(input, *parameters)), input
+            self._parts, self._input = list(self.compute(input)), input
         out, self._parts[number] = self._parts[number], None
         if not any(part is not None for part in self._parts):
             self._input = None
         assert out is not None
         return out
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Siblings:
-        memo[id(self)] = own = Siblings([])  # before the layers, which know it
-        own.layers = [copy.deepcopy(layer, memo) for layer in self.layers]
-        return own
+
+class TrainedSiblings(Siblings):
+    """Those that are trained. They do not hold the layers, which know them: a model is freed when it is let go."""
+
+    def __init__(self, layers: list[TrainedLinear]) -> None:
+        super().__init__()
+        self._layers = [weakref.ref(layer) for layer in layers]
+
+    @property
+    def layers(self) -> list[TrainedLinear]:
+        return [layer for ref in self._layers if (layer := ref()) is not None]
+
+    def compute(self, input: Tensor) -> Sequence[Tensor]:
+        layers = self.layers
+        made: tuple[Tensor, ...] = _Linears.apply(input, *(x.weight for x in layers), *(x.bias for x in layers))
+        return made
+
+    def take(self, input: Tensor) -> bool:
+        """Whether all of them train on such an input."""
+        return bool(self._layers) and all((layer := ref()) is not None and layer.trains(input) for ref in self._layers)
+
+    def settle(self) -> None:
+        """After a forward pass: layers of a model that did not call all of them go alone from here on."""
+        if self.release():
+            self._layers = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainedSiblings:
+        """A copy's layers go alone until ``join`` puts them together."""
+        return TrainedSiblings([])
 
 
 class TrainedLinear(nn.Linear):
     """A linear layer whose weight's gradient is made here while autocast to bfloat16 is on."""
 
-    siblings: Siblings | None = None
+    joined: TrainedSiblings | None = None
     number = 0  # among them
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._trains(input):
+        if not self.trains(input):
             return super().forward(input)
-        if self.siblings is not None and all(layer._trains(input) for layer in self.siblings.layers):
-            return self.siblings.part(self.number, input)
+        if self.joined is not None and self.joined.take(input):
+            return self.joined.part(self.number, input)
         out: Tensor = _Linears.apply(input, self.weight, self.bias)[0]
         return out
 
-    def _trains(self, input: Tensor) -> bool:
+    def trains(self, input: Tensor) -> bool:
+        """Whether the gradient of its weight by what it makes of ``input`` is made here."""
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         trained = torch.is_grad_enabled() and self.weight.requires_grad
         many = input.numel() >= FEW_TOKENS * self.in_features
@@ -118,25 +159,27 @@ class TrainedLinear(nn.Linear):
         )
 
 
-def install(model: PreTrainedModel) -> int:
+def install(model: nn.Module) -> int:
     """Let the plain linear layers of a model be such; returns how many."""
     found = 0
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = TrainedLinear
             found += 1
-    for module in model.modules():
-        for names in SIBLINGS:
-            layers = [x for name in names if isinstance(x := getattr(module, name, None), TrainedLinear)]
-            if len(layers) == len(names) == len({id(x) for x in layers}) and len({x.in_features for x in layers}) == 1:
-                siblings = Siblings(layers)
-                for number, layer in enumerate(layers):
-                    layer.siblings, layer.number = siblings, number
     return found
 
 
-def release(model: nn.Module) -> None:
-    """Let layers forget what they computed for siblings that were not called, with all that it holds in memory."""
+def join(model: nn.Module) -> list[TrainedSiblings]:
+    """Put layers of one input together, where all of them are such layers and train."""
+    found = []
     for module in model.modules():
-        if isinstance(module, TrainedLinear) and module.siblings is not None:
-            module.siblings.release()
+        for names in SIBLINGS:
+            layers = [x for name in names if type(x := getattr(module, name, None)) is TrainedLinear]
+            if len({id(x) for x in layers}) < len(names) or len({x.in_features for x in layers}) > 1:
+                continue
+            if all(layer.weight.requires_grad for layer in layers):
+                siblings = TrainedSiblings(layers)
+                for number, layer in enumerate(layers):
+                    layer.joined, layer.number = siblings, number
+                found.append(siblings)
+    return found

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from grpo_bench import kernels
 from grpo_bench.policy import embedding, gates, linear, norms, rotary
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
-from grpo_bench.policy.linear import TrainedLinear
+from grpo_bench.policy.linear import TrainedLinear, TrainedSiblings
 from grpo_bench.policy.packed import Packed, pack
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ class Policy(nn.Module):
         self.model = model
         self.dtype = dtype
         self.peft_model = (peft_model,)  # in a tuple: not a submodule, its parameters are the model's own
+        self.siblings: list[TrainedSiblings] = []
         if like is not None:
             self.take_ways_of(like)  # a copy's layers are of the classes that its original's are
+            self.siblings = linear.join(model)
             return
         norms.install(model)
         linear.install(model)
+        self.siblings = linear.join(model)
         embedding.install(model)
         gates.install(model)
         rotary.install(model)
@@ -104,24 +108,38 @@ class Policy(nn.Module):
             logits = cap * torch.tanh(logits / cap)
         return logits
 
-    def packed(self, rows: Layout) -> Packed:
+    def tokens_of(self, rows: Layout) -> Packed:
         """The rows' tokens as the trunk takes them.
 
         In bfloat16 on a CPU their number is rounded up: each number of rows that a product has not had yet costs the
         time and the memory of compiling it (measured: a twentieth of a small model's update), and activations of ever
-        new sizes leave holes between them.
+        new sizes leave holes between them. Not where attention lays tokens out in a grid: a filler makes it larger.
         """
-        return rows.rounded if self.device.type == "cpu" and self.dtype == torch.bfloat16 else rows.packed
+        config = self.model.config.get_text_config()
+        plain = getattr(config, "attn_logit_softcapping", None) is None and kernels.available()
+        low = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return rows.rounded if low and plain else rows.packed
+
+    def release(self) -> None:
+        """Forget what a forward pass left that did not come to its end, with the activations that it holds."""
+        for siblings in self.siblings:
+            siblings.release()
+
+    def _settle(self) -> None:
+        for siblings in self.siblings:
+            siblings.settle()
 
     def states(self, rows: Layout) -> Tensor:
         """(N,h): the states that predict the rows' completion tokens."""
         with self.autocast(), self._recomputing():
             if self.takes_plans:
-                packed = self.packed(rows)
+                packed = self.tokens_of(rows)
                 hidden = self.trunk(input_ids=packed.ids[None], **planned(packed, packed.positions)).last_hidden_state
+                self._settle()
                 return packed.states_of(hidden[0])
             ids, positions = rows.padded
             hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+            self._settle()
         return hidden.flatten(0, 1)[positions]
 
     def logp(
@@ -135,6 +153,7 @@ class Policy(nn.Module):
             with self.autocast(), self._recomputing():
                 ids, positions = rows.padded
                 full = self.model(input_ids=ids, use_cache=False).logits
+                self._settle()
             logp, entropy = _select(widen(full.flatten(0, 1)[positions]), rows.targets, temperature, entropy_grad)
             return spread(logp, rows.mask), spread(entropy, rows.mask)
         states = self.states(rows) if states is None else states

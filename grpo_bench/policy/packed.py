@@ -1,8 +1,8 @@
 """Rows of a batch without padding and with each prompt once: what the faster forward of scoring and update computes.
 
-Tokens stand in one row of N: the prompts of the groups, then the completions, each without its last token, since no
-state is needed after it. Everything in a model but attention looks at one token at a time and does not care; attention
-is the plan's.
+Tokens stand in one row of N: the prompts of the groups, then fillers where ``pack`` adds some, then the completions,
+each without its last token, since no state is needed after it. Everything in a model but attention looks at one token
+at a time and does not care; attention is the plan's.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Packed:
     predicts: Tensor
     prompts: Grid  # P x S
     own: Grid  # P·M x T
-    lengths: Tensor  # (P,) of the prompts
+    lengths: Tensor  # (P,) of the prompts, fillers among them
     members: int  # M
     sequences: Sequences | None  # None where the tokens are not on the CPU
     segments: Segments | None  # None where they are
@@ -231,13 +231,15 @@ def pack(prompts: list[Tensor], group: Tensor, completions: Tensor, lengths: Ten
         prompts: token ids of the P prompts.
         group: (b,) which prompt each row has.
         completions: (b,T) token ids, ``lengths`` (b,) of which count.
-        rounded: add a prompt that no row continues, as long as ``filler`` says; nothing looks at its states.
+        rounded: add prompts that no row continues, with as many tokens as ``filler`` says; nothing looks at their
+            states.
     """
     device = group.device
     if rounded:
         own = sum(len(p) for p in prompts) + int((lengths - 1).clamp(min=0).sum())
-        if more := filler(own):
-            prompts = [*prompts, prompts[0][:1].expand(more)]
+        longest, more = max((len(p) for p in prompts), default=0), filler(own)
+        for start in range(0, more, max(longest, 1)):  # positions beyond the prompts' a model may not have
+            prompts = [*prompts, max(prompts, key=len)[:1].expand(min(longest, more - start))]
     P = len(prompts)
     sizes = torch.tensor([len(p) for p in prompts], device=device)
     starts = sizes.cumsum(0) - sizes

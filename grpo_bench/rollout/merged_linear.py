@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from grpo_bench.policy.linear import SIBLINGS, TrainedLinear
+from grpo_bench.policy.linear import SIBLINGS, Siblings, TrainedLinear
 
 
-class Together:
-    """Linear layers of one input as one product: the first that is asked computes all, the others take their part."""
+class Together(Siblings):
+    """Linear layers of one input as one product."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
+        super().__init__()
         self.sizes = [layer.out_features for layer in layers]
         self.weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        self._input: Tensor | None = None
-        self._parts: list[Tensor | None] = []
 
-    def part(self, number: int, input: Tensor) -> Tensor:
-        """What the ``number``-th layer makes of ``input``."""
-        if self._input is not input or self._parts[number] is None:
-            self._parts = list(nn.functional.linear(input, self.weight, self.bias).split(self.sizes, dim=-1))
-            self._input = input
-        out, self._parts[number] = self._parts[number], None
-        if not any(part is not None for part in self._parts):
-            self._input = None
-        assert out is not None
-        return out
+    def compute(self, input: Tensor) -> Sequence[Tensor]:
+        return nn.functional.linear(input, self.weight, self.bias).split(self.sizes, dim=-1)
 
 
 class MergedLinear(nn.Linear):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.policy.linear import GATES, SIBLINGS, TrainedLinear
+from grpo_bench.policy.linear import GATES, SIBLINGS, Siblings, TrainedLinear
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
 
@@ -63,39 +64,32 @@ class PackedLinear(nn.Linear):
     dense: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        if (given := self._given(input)) is None:
+        if not self._takes(input):
             return super().forward(input)
-        return kernels.multiply(given, self.packed, self.out_features, self.bias)
+        return kernels.multiply(_low(input), self.packed, self.out_features, self.bias)
 
-    def _given(self, input: Tensor) -> Tensor | None:
-        """The input as packed weights take it; None where they do not."""
-        if input.dtype != torch.bfloat16:
-            if self.dense or not torch.is_autocast_enabled("cpu"):
-                return None
-            input = input.to(torch.bfloat16)
+    def _takes(self, input: Tensor) -> bool:
+        """Whether packed weights are for this input: one in bfloat16, or that becomes so under autocast."""
+        if input.dtype != torch.bfloat16 and (self.dense or not torch.is_autocast_enabled("cpu")):
+            return False
         few = input.numel() <= FEW_ROWS * self.in_features and kernels.multiplies(self.weight)
-        return None if self.dense and not few else input
+        return few or not self.dense
 
 
-class PackedSiblings:
-    """Packed layers of one input as one product: the first that is asked computes all, the others take their part."""
+def _low(input: Tensor) -> Tensor:
+    return input.to(torch.bfloat16)
+
+
+class PackedSiblings(Siblings):
+    """Packed layers of one input as one product."""
 
     def __init__(self, columns: list[int], bias: Tensor | None) -> None:
+        super().__init__()
         self.columns, self.bias = columns, bias
         self.packed: Tensor
-        self._input: Tensor | None = None
-        self._parts: list[Tensor | None] = []
 
-    def part(self, number: int, input: Tensor, given: Tensor) -> Tensor:
-        """What the ``number``-th layer makes of ``input``, which is ``given`` to the product."""
-        if self._input is not input or self._parts[number] is None:
-            made = kernels.multiply(given, self.packed, sum(self.columns), self.bias)
-            self._parts, self._input = list(made.split(self.columns, dim=-1)), input
-        out, self._parts[number] = self._parts[number], None
-        if not any(part is not None for part in self._parts):
-            self._input = None
-        assert out is not None
-        return out
+    def compute(self, input: Tensor) -> Sequence[Tensor]:
+        return kernels.multiply(_low(input), self.packed, sum(self.columns), self.bias).split(self.columns, dim=-1)
 
 
 class PackedPart(PackedLinear):
@@ -105,9 +99,7 @@ class PackedPart(PackedLinear):
     number: int
 
     def forward(self, input: Tensor) -> Tensor:
-        if (given := self._given(input)) is None:
-            return nn.Linear.forward(self, input)
-        return self.siblings.part(self.number, input, given)
+        return self.siblings.part(self.number, input) if self._takes(input) else nn.Linear.forward(self, input)
 
 
 _GATED: dict[type[nn.Module], type[nn.Module]] = {}
@@ -119,10 +111,10 @@ def _gated(own: type[nn.Module]) -> type[nn.Module]:
 
         def forward(self: Any, x: Tensor) -> Tensor:
             gate = self.gate_proj
-            if (given := gate._given(x)) is None:
+            if not gate._takes(x):
                 plain: Tensor = own.forward(self, x)
                 return plain
-            out: Tensor = self.down_proj(kernels.multiply(given, gate.packed, gate.out_features, gated=True))
+            out: Tensor = self.down_proj(kernels.multiply(_low(x), gate.packed, gate.out_features, gated=True))
             return out
 
         _GATED[own] = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})

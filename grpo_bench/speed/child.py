@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_bench import heap
-from grpo_bench.process import prepare_process
+from grpo_bench.process import LARGE_PAGES, prepare_process
 
 PHASES = ("rollout", "reward", "score", "update")
 
@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     place = Path((sys.argv[1:] if argv is None else argv)[0])
     _die_with_parent()
     spec = Spec(**json.loads(place.read_text(encoding="utf-8")))
+    if "continuous" in (spec.contender.removeprefix("decode-"), *spec.options):
+        os.environ |= LARGE_PAGES  # it generates in a thread of its own, to which the heap is no use
     prepare_process()  # as this project's runs have it, and the same for every contender
     if spec.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
