@@ -77,8 +77,8 @@ def _library() -> ctypes.CDLL | None:
         for name in NAMES.values():
             getattr(library, f"pack_{name}").argtypes = [p, i, i, p, i, i, i, c]
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
-        library.tiled_room.argtypes, library.tiled_room.restype = [i, i], i
-        if library.tiled_room(TILES, TILES):
+        library.tiled_decode_room.argtypes, library.tiled_decode_room.restype = [i, i], i
+        if library.tiled_decode_room(TILES, TILES):
             tiled: Any = library.tiled_decode_attention
             tiled.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, i, f, i, f, p, p, i, c]
         if library.weight_gradient_room(TILES, TILES, TILES):
@@ -187,7 +187,7 @@ def decode_attention(
     )  # fmt: skip
     rest = (heads, key.shape[0], width, scaling, window or 0, softcap or 0.0)
     if query.dtype == torch.bfloat16 and width % TILES == 0 and _has_tiled_attention():
-        scratch = torch.empty(threads, library.tiled_room(most, width), dtype=torch.float32)
+        scratch = torch.empty(threads, library.tiled_decode_room(most, width), dtype=torch.float32)
         order = torch.empty(2 * rows + len(prompts[0]) + 2, dtype=torch.long)
         _call(
             "tiled_decode_attention",
@@ -239,7 +239,7 @@ def _has_tiles() -> bool:
 
 @cache
 def _has_tiled_attention() -> bool:
-    return _has_tiles() and bool(_library().tiled_room(TILES, TILES))  # type: ignore[union-attr]
+    return _has_tiles() and bool(_library().tiled_decode_room(TILES, TILES))  # type: ignore[union-attr]
 
 
 def multiplies(weight: Tensor) -> bool:

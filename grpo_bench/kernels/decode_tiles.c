@@ -11,6 +11,7 @@
 #include <string.h>
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#include "avx512.h"
 #include "tiles.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -53,21 +54,9 @@ static room rooms(float *scratch, int64_t most, int64_t d) {
 }
 
 /* Floats that a thread of tiled_decode_attention needs; 0 where it is not compiled for this processor. */
-int64_t tiled_room(int64_t most, int64_t d) {
+int64_t tiled_decode_room(int64_t most, int64_t d) {
   static float none[1];
   return rooms(none, most, d).made;
-}
-
-/* 2^x to about 1e-7 of its size, 0 far below 0; a NaN stays one. */
-static inline __m512 power(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* in this order a NaN passes */
-  const __m512 n = _mm512_roundscale_ps(x, 8), r = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(1.32647269e-3f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.671512661e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550733744e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402224208e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931469776e-1f));
-  return _mm512_scalef_ps(_mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f)), n);
 }
 
 /* Two rows of 32 elements -> 32 pairs in two halves, in the order of unpacking; joined() puts that right again. */
@@ -294,7 +283,7 @@ static inline __m512 softened(const float *scores, int64_t count, view seen, __m
     for (int i = 0; i < 2; i++) {
       const __mmask16 there = sees(seen, j + i);
       const __m512 score = _mm512_maskz_load_ps(there, scores + i * TILE);
-      x[i] = _mm512_maskz_mov_ps(there, power(_mm512_fmsub_ps(score, scaling, top)));
+      x[i] = _mm512_maskz_mov_ps(there, power_of_2(_mm512_fmsub_ps(score, scaling, top)));
       total = _mm512_add_ps(total, x[i]);
     }
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
@@ -343,7 +332,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
                             int64_t width, const int64_t *counts, const int64_t *sizes, const int64_t *places,
                             uint16_t *out, int64_t N, int64_t P, int64_t H, int64_t K, int64_t d, float scaling,
                             int64_t window, float softcap, float *scratch, int64_t *plan, int64_t most, int threads) {
-  const int64_t R = H / K, heads = smaller(R, TILE), needed = tiled_room(most, d);
+  const int64_t R = H / K, heads = smaller(R, TILE), needed = tiled_decode_room(most, d);
   int64_t *order = plan, *starts = plan + N;
   const int64_t parts = chunks(places, sizes, N, P, TILE / heads, order, starts, plan + 2 * N + 1);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -419,7 +408,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
           cap(r.scores, there, scaling, softcap);
           cap(own_scores, w.longest, scaling, softcap);
         }
-        const __m512 unit = _mm512_set1_ps((softcap > 0 ? 1.0f : scaling) * 1.44269504088896341f);
+        const __m512 unit = _mm512_set1_ps((softcap > 0 ? 1.0f : scaling) * LOG2E);
         __m512 top = largest(r.scores, there, all, unit, _mm512_set1_ps(-INFINITY));
         top = largest(own_scores, w.longest, its, unit, top);
         __m512 total = softened(r.scores, begin, all, unit, top, r.weights, _mm512_setzero_ps(), &next);
@@ -451,5 +440,5 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
   }
 }
 #else
-int64_t tiled_room(int64_t most, int64_t d) { return (void)most, (void)d, 0; }
+int64_t tiled_decode_room(int64_t most, int64_t d) { return (void)most, (void)d, 0; }
 #endif
