@@ -19,11 +19,11 @@ from typing import Any
 # of mallopt(3) in GNU's C library, and of madvise(2) on Linux
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MADV_HUGEPAGE = 14
-NEVER = -1  # is the heap's end given back to the system
+NEVER = -1  # as a threshold: the heap's end is not given back to the system
 MAPPED = 2**30  # from this size on a tensor lies outside the heap, and goes back to the system when it is freed
 MAPPED_AT_MOST = 2**25  # of versions before 2.35
 ROOM = 3 * 2**29  # bytes that a step finds at the heap's end
-UNMAPPED = 2**31 - 1  # larger than that
+UNMAPPED = 2**31 - 1  # a threshold above it, so that it is taken from the heap
 OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")  # a caller's
 
 

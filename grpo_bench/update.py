@@ -155,6 +155,7 @@ class Learner:
         with memory_errors():
             self.tokens = smaller(self.tokens, e)
 
+    @memory_errors()  # also of moments, which no smaller micro-batch helps
     def update(self, batch: Batch, step: int, progress: float) -> dict[str, float]:
         """All updates of one step; returns metrics by the glossary's names.
 

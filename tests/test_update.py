@@ -18,7 +18,7 @@ from grpo_bench.observed import observe
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Models, make_models
 from grpo_bench.policy.score import score
-from grpo_bench.types import Batch, Rollouts
+from grpo_bench.types import Batch, Rollouts, UserError
 from grpo_bench.update import Learner, take
 
 GRPO = ("algo=grpo", "group_size=2", "samples_per_step=8", "lr=0.01")
@@ -320,6 +320,29 @@ def test_a_group_algorithm_needs_no_critic_rate() -> None:
     cfg = make(*GRPO)
     assert cfg.critic_lr is None
     assert Learner(cfg, cfg.algo, make_double("llama", cfg, False, False)).critic is None
+
+
+@pytest.mark.parametrize("where", ["reserve", "step"])
+def test_no_memory_for_moments_is_one_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 4 bytes")
+
+    monkeypatch.setattr(Optimiser, where, full)
+    learner, models, cfg = learner_of(*GRPO)
+    with pytest.raises(UserError, match="out of memory; set a smaller") as e:
+        learner.update(scored(cfg, models), step=1, progress=0.0)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("where", ["reserve", "step"])
+def test_another_error_of_an_update_passes(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Optimiser, where, wrong)
+    learner, models, cfg = learner_of(*GRPO)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        learner.update(scored(cfg, models), step=1, progress=0.0)
 
 
 def test_adapters_alone_are_trained() -> None:

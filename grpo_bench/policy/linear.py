@@ -76,7 +76,8 @@ class Siblings:
     """Layers of one input, called one after the other: the first computes all, the others take their part."""
 
     def __init__(self) -> None:
-        self.release()
+        self._input: Tensor | None = None
+        self._parts: list[Tensor | None] = []
 
     def compute(self, input: Tensor) -> Sequence[Tensor]:
         """What each of the layers makes of ``input``."""
@@ -84,9 +85,8 @@ class Siblings:
 
     def release(self) -> bool:
         """Forget what was not asked for; whether there was any, as where memory ran out between two of the layers."""
-        left = getattr(self, "_input", None) is not None
-        self._input: Tensor | None = None
-        self._parts: list[Tensor | None] = []
+        left = self._input is not None
+        self._input, self._parts = None, []
         return left
 
     def part(self, number: int, input: Tensor) -> Tensor:
