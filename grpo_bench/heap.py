@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MADV_HUGEPAGE = 14
 NEVER = -1  # as a threshold: the heap's end is not given back to the system
 MAPPED = 2**30  # from this size on a tensor lies outside the heap, and goes back to the system when it is freed
-MAPPED_AT_MOST = 2**25  # of versions before 2.35
+MAPPED_AT_MOST = 2**25  # of versions before 2.35, and where the heap does not ask for large pages
 ROOM = 3 * 2**29  # bytes that a step finds at the heap's end
 UNMAPPED = 2**31 - 1  # a threshold above it, so that it is taken from the heap
 OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")  # a caller's
@@ -40,7 +40,8 @@ _heap: _Heap | None = None  # None: it is left as it is
 def keep() -> bool:
     """Let the process keep what it frees; whether tensors lie in a heap that asks for large pages.
 
-    They do not where the C library is another one, or an old one, or the caller has set it up.
+    They do not where the C library is another one, or an old one, or the caller has set it up, nor where addresses are
+    counted (``ulimit -v``): room would be taken from what the process may have.
     """
     global _heap
     if not _glibc() or any(name in os.environ for name in OWN_SETTINGS):
@@ -57,7 +58,7 @@ def keep() -> bool:
     except (OSError, AttributeError):
         return False
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
-    if not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
+    if _limited() or not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)
         return False
     _heap = _Heap(library, sys.maxsize, 0)
@@ -85,6 +86,13 @@ def make_room() -> None:
         page = os.sysconf("SC_PAGESIZE")
         _heap.start = min(_heap.start, -(-place // page) * page)
         library.madvise(_heap.start, _heap.end - _heap.start, MADV_HUGEPAGE)  # a system without them refuses
+
+
+def _limited() -> bool:
+    import resource  # of Unix
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits)
 
 
 def _own(function: Any) -> bool:

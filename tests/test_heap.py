@@ -28,6 +28,7 @@ def _with_library(monkeypatch: pytest.MonkeyPatch, mallopt: Any) -> None:
     others["sbrk"] = lambda more: 0  # where the heap is taken to end: no room is made
     monkeypatch.setattr(heap, "_glibc", lambda: True)
     monkeypatch.setattr(heap, "_own", lambda function: True)
+    monkeypatch.setattr(heap, "_limited", lambda: False)
     monkeypatch.setattr(heap, "_heap", None)
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt, **others))
 
@@ -52,6 +53,31 @@ def test_an_older_library_maps_from_32_megabytes(monkeypatch: pytest.MonkeyPatch
     assert found == {-1: -1, -3: 33_554_432}
     heap.make_room()
     assert heap._heap is None
+
+
+def test_where_addresses_are_counted_none_are_taken_ahead(
+    asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heap, "_limited", lambda: True)
+    assert not heap.keep()
+    assert asked == [(-1, -1), (-3, 33_554_432)]
+    assert heap._heap is None
+
+
+LIMITED = """
+import resource
+print(int(heap._heap is not None), int(heap._limited()))
+for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (2**40, before[1]))
+    print(int(heap._limited()))
+    resource.setrlimit(limit, before)
+"""
+
+
+@pytest.mark.skipif(not heap._glibc() or heap._limited(), reason="another C library, or limits")
+def test_limits_that_count_addresses() -> None:
+    assert _printed(LIMITED) == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("name", heap.OWN_SETTINGS)
@@ -172,7 +198,7 @@ print((rss() - before) / 2**29)
 """
 
 
-@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+@pytest.mark.skipif(not heap._glibc() or heap._limited(), reason="another C library, or limits")
 def test_room_is_made_once_takes_no_memory_and_is_in_large_pages() -> None:
     grown, taken, again, within, large, kept = _printed(ROOM)
     assert grown == pytest.approx(1, abs=0.05)
@@ -197,7 +223,7 @@ print(end - c.sbrk(0))
 """
 
 
-@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+@pytest.mark.skipif(not heap._glibc() or heap._limited(), reason="another C library, or limits")
 def test_a_heap_that_is_all_free_stays() -> None:
     gone, moved = _printed(TRIMMED)
     assert gone < 8  # megabytes
@@ -215,7 +241,7 @@ print(int(block > 0) + int(c.malloc(2**27) > 0))
 """
 
 
-@pytest.mark.skipif(not heap._glibc(), reason="another C library")
+@pytest.mark.skipif(not heap._glibc() or heap._limited(), reason="another C library, or limits")
 def test_a_process_that_may_have_no_more_goes_on() -> None:
     grown, works = _printed(NO_MORE)
     assert grown <= 2**28
