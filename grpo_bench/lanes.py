@@ -1,0 +1,50 @@
+"""Work on a processor side by side: each lane has its share of the threads, and waits for no other within an operation.
+
+What lies between the operations of a small model, and what of them one thread does, keeps the other threads waiting;
+so do two threads of one operation that are not equally fast. Two lanes of half the threads each do the same work on
+halves of it, and meet at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+LANES = 2  # more would need more copies of the gradients, and meet less balanced
+
+
+def count(device: torch.device) -> int:
+    """Lanes that work on ``device`` is worth: 1 where it has no threads to share out."""
+    threads = torch.get_num_threads()
+    return LANES if device.type == "cpu" and threads >= LANES and threads % LANES == 0 else 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(LANES - 1, "lane")
+
+
+def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of them returns, the first computed by this thread; all have ended when one's error is raised."""
+    if len(works) == 1:
+        return [works[0]()]
+    threads = torch.get_num_threads()
+    share = threads // len(works)
+
+    def own(work: Callable[[], T]) -> T:
+        torch.set_num_threads(share)  # a thread's own
+        return work()
+
+    torch.set_num_threads(share)
+    others = [_pool().submit(own, work) for work in works[1:]]
+    try:
+        first = works[0]()
+    finally:
+        wait(others)
+        torch.set_num_threads(threads)
+    return [first, *(other.result() for other in others)]
