@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 # of mallopt(3) in GNU's C library, and of madvise(2) on Linux
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MADV_HUGEPAGE = 14
 NEVER = -1  # as a threshold: the heap's end is not given back to the system
 MAPPED = 2**30  # from this size on a tensor lies outside the heap, and goes back to the system when it is freed
 MAPPED_AT_MOST = 2**25  # of versions before 2.35, and where the heap does not ask for large pages
 ROOM = 3 * 2**29  # bytes that a step finds at the heap's end
 UNMAPPED = 2**31 - 1  # a threshold above it, so that it is taken from the heap
-OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")  # a caller's
+OWN_SETTINGS = (  # a caller's
+    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
+)  # fmt: skip
 
 
 @dataclass
@@ -58,6 +60,7 @@ def keep() -> bool:
     except (OSError, AttributeError):
         return False
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
+    library.mallopt(M_ARENA_MAX, 1)  # lanes take from the same: large tensors do not fit into an arena of their own
     if _limited() or not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)
         return False
@@ -69,8 +72,7 @@ def keep() -> bool:
 def make_room() -> None:
     """Let the heap's end have addresses for a step, in large pages where the system has them; fills no memory.
 
-    Nothing happens where ``keep`` was not called or did nothing, and little where the last room lasted. The heap is the
-    main thread's: what others allocate lies elsewhere.
+    Nothing happens where ``keep`` was not called or did nothing, and little where the last room lasted.
     """
     if _heap is None or _heap.library.sbrk(0) == _heap.end:
         return

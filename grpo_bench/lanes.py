@@ -7,6 +7,7 @@ halves of it, and meet at its end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -29,10 +30,14 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(LANES - 1, "lane")
 
 
+if hasattr(os, "register_at_fork"):  # its threads are the parent's
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
     """What each of them returns, the first computed by this thread; all have ended when one's error is raised."""
-    if len(works) == 1:
-        return [works[0]()]
+    if len(works) <= 1:
+        return [work() for work in works]
     threads = torch.get_num_threads()
     share = threads // len(works)
 

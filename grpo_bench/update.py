@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import heap
+from grpo_bench import heap, lanes
 from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.lanes import side_by_side
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
-from grpo_bench.policy import Layout, Models, layout, memory_errors
+from grpo_bench.policy import Layout, Models, Policy, layout, memory_errors
+from grpo_bench.policy.linear import cast_once
 from grpo_bench.policy.memory import is_out_of_memory, smaller
-from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, micro_batches, score
+from grpo_bench.policy.replica import Lane, replica
+from grpo_bench.policy.score import in_lanes, live_values, memory_tokens, micro_batch_tokens, score
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
 
@@ -24,7 +29,16 @@ if TYPE_CHECKING:
     from grpo_bench.algos import Algorithm
     from grpo_bench.config import Config
 
+# of a model in lanes; of the embedded one's, ten times smaller, a lane's Python takes as long as what it computes
+LANE_PARAMETERS = 2 * 10**6
 PER_TOKEN = ("old_logp", "ref_logp", "values", "step_ids", "advantages", "returns")
+
+
+@contextlib.contextmanager
+def _cast_once(networks: Sequence[Policy | None]) -> Iterator[None]:
+    low = [x.model for x in networks if x is not None and x.dtype == torch.bfloat16]
+    with cast_once(low):
+        yield
 
 
 def take(batch: Batch, rows: Tensor) -> Batch:
@@ -61,7 +75,8 @@ class Learner:
         self.timed = timed
         self.cfg, self.algo, self.models = cfg, algo, models
         self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)  # halved when memory runs out
-        self.kept: list[tuple[Tensor, Tensor]] = []  # values of this step's rows, with their graphs
+        self.lanes = [Lane(models.policy, models.critic)]  # and replicas, once they are used
+        self.kept: list[list[tuple[Tensor, Tensor]]] = []  # values of each lane's rows of this step, with their graphs
         self.size = Size.of(models.policy.model)
         self.trained_tokens = 0  # of the last step, once per epoch
         self.flops = 0.0  # of the last step
@@ -101,12 +116,15 @@ class Learner:
         packed = self.models.policy.takes_plans
         keep = needed and critic is not None and not self.shared and self.cfg.epochs * self.cfg.minibatches == 1
         if keep and critic is not None:
-            parts = list(micro_batches(batch, batch.mask.any(1).nonzero().squeeze(-1), self.tokens, packed))
+            lanes = self._lanes()
+            live = batch.mask.any(1).nonzero().squeeze(-1)
+            shares = in_lanes(batch, live, self.tokens, packed, len(lanes))
             room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
-            if len(parts) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+            if max(map(len, shares)) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+                critics = [(lane.critic or critic, share) for lane, share in zip(lanes, shares, strict=False)]
                 try:
                     with self.timed("values"):
-                        self.kept = live_values(batch, critic, self.tokens, packed)
+                        self.kept = side_by_side([partial(live_values, batch, *given) for given in critics])
                 except (RuntimeError, MemoryError) as e:
                     self._halve(e)  # the graph is given up: the critic looks twice
         without = self.without_signal(batch)
@@ -121,8 +139,9 @@ class Learner:
             }
             out = replace(out, **both)
         if self.kept:
-            known = torch.zeros(batch.mask.shape, dtype=self.kept[0][1].dtype, device=batch.mask.device)
-            for rows, part in self.kept:
+            kept = [one for lane in self.kept for one in lane]
+            known = torch.zeros(batch.mask.shape, dtype=kept[0][1].dtype, device=batch.mask.device)
+            for rows, part in kept:
                 known[rows] = part.detach()
             out = replace(out, values=known)
         return out
@@ -132,7 +151,8 @@ class Learner:
         some = replace(batch, mask=batch.mask * taken[:, None])
         while True:
             try:
-                out = score(some, self.models, self.cfg.rollout.temperature, 4 * self.tokens, old, values, self.timed)
+                temperature, tokens = self.cfg.rollout.temperature, 4 * self.tokens
+                out = score(some, self.models, temperature, tokens, old, values, self.timed, self._lanes())
                 return replace(out, mask=batch.mask)
             except (RuntimeError, MemoryError) as e:
                 self._halve(e)
@@ -149,9 +169,8 @@ class Learner:
     def _halve(self, e: Exception) -> None:
         if not is_out_of_memory(e):
             raise e
-        self.models.policy.release()
-        if self.models.critic is not None and self.models.critic.trunk is not None:
-            self.models.critic.trunk.release()
+        for lane in self.lanes:
+            lane.release()
         with memory_errors():
             self.tokens = smaller(self.tokens, e)
 
@@ -210,6 +229,19 @@ class Learner:
         for optimiser in (self.policy, self.critic):
             if optimiser is not None:
                 optimiser.adamw.zero_grad(set_to_none=True)
+        for lane in self.lanes:
+            lane.forget()
+
+    def _lanes(self) -> list[Lane]:
+        """Those that scoring and updates use: the models themselves first, then replicas of them."""
+        policy = self.models.policy
+        small = sum(p.numel() for p in policy.parameters()) < LANE_PARAMETERS
+        count = 1 if small or not policy.takes_plans else lanes.count(policy.device)
+        if not all(lane.holds() for lane in self.lanes):
+            del self.lanes[1:]
+        while len(self.lanes) < count:
+            self.lanes.append(replica(self.models))
+        return self.lanes[:count]
 
     def without_signal(self, batch: Batch) -> Tensor:
         """(B,) rows of groups whose advantages are all 0, where nothing else acts on them: they move nothing.
@@ -243,40 +275,48 @@ class Learner:
     ) -> tuple[float, float]:
         """Gradients of one minibatch, micro-batch by micro-batch: weights are fixed beforehand, so sums are exact.
 
-        Policy and a critic of its own go one after the other: neither's activations stand beside the other's.
+        Policy and a critic of its own go one after the other: neither's activations stand beside the other's. Lanes
+        work at the same time, each on its share of the micro-batches; their gradients are added in one order.
         """
         algo, models = self.algo, self.models
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
-        parts: dict[str, list[Tensor]] = defaultdict(list)
-        packed = models.policy.takes_plans
-        waiting: list[tuple[Batch, Layout, Tensor]] = []
-        for some in micro_batches(batch, rows, self.tokens, packed) if train_policy or not self.kept else ():
-            part, own = take(batch, some), layout(batch, some)
-            if packed:
-                models.policy.tokens_of(own)  # now: sizes are read from the device, which would wait between parts
-            self._charge(part, train_policy, self.critic is not None and not self.kept)
-            waiting.append((part, own, weights[some]))
-        while waiting:
-            part, own, weight = waiting.pop(0)
-            if train_policy or self.shared:
-                with self.timed("actor"):
-                    self._actor(part, own, weight, train_policy, parts)
-            if models.critic is not None and not self.shared and not self.kept:
-                with self.timed("critic"):
-                    self._value_loss(part, weight, models.critic.values(own), parts).backward()
-        for some, values in self.kept:
-            part = take(batch, some)
+        packed, lanes = models.policy.takes_plans, self._lanes()
+        shares = in_lanes(batch, rows, self.tokens, packed, len(lanes)) if train_policy or not self.kept else []
+        waiting: list[list[tuple[Batch, Layout, Tensor]]] = []
+        for share in shares:
+            waiting.append([])
+            for some in share:
+                part, own = take(batch, some), layout(batch, some)
+                if packed:  # now: sizes are read from the device, which would wait between parts
+                    models.policy.tokens_of(own)
+                self._charge(part, train_policy, self.critic is not None and not self.kept)
+                waiting[-1].append((part, own, weights[some]))
+        kept = [[(take(batch, some), weights[some], values) for some, values in lane] for lane in self.kept]
+        for part, _, _ in (one for lane in kept for one in lane):
             self._charge(part, False, True)
-            with self.timed("critic"):
-                self._value_loss(part, weights[some], values, parts).backward()
+        clocks, found = [self.timed, *[untimed] * len(lanes)], []
+        given = list(zip(lanes, waiting, clocks, strict=False))
+        if train_policy or self.shared:
+            with _cast_once([lane.policy for lane in lanes]):
+                found += side_by_side([partial(self._actors, *own, train_policy) for own in given])
+        if self.critic is not None and not kept:
+            with _cast_once([lane.critic.trunk for lane in lanes if lane.critic is not None]):
+                found += side_by_side([partial(self._critics, *own) for own in given])
+        found += side_by_side([partial(self._kept, *own) for own in zip(kept, clocks, strict=False)])
+        for lane in lanes:
+            lane.join()
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for of_lane in found:
+            for name, values in of_lane.items():
+                parts[name] += values
         if train_policy and not len(rows):  # moments decay and move weights, as they do on a gradient of 0
             for parameter in self.policy.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        found = on_host(parts)
-        ratio_min, ratio_max = found.pop("ratio_min", []), found.pop("ratio_max", [])
-        sums = defaultdict(float, {name: sum(values) for name, values in found.items()})
+        told = on_host(parts)
+        ratio_min, ratio_max = told.pop("ratio_min", []), told.pop("ratio_max", [])
+        sums = defaultdict(float, {name: sum(values) for name, values in told.items()})
         tokens = sums.pop("tokens", 0.0)
         if train_policy and tokens:
             for name in ("entropy", "ratio", "k1", "k2", "k3", "clip_low", "clip_high", "ref_k1", "ref_k2", "ref_k3"):
@@ -290,25 +330,52 @@ class Learner:
             seen["value_loss"].append(sums["value_loss"])
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
+    def _actors(
+        self, lane: Lane, parts: list[tuple[Batch, Layout, Tensor]], timed: Timed, train_policy: bool
+    ) -> dict[str, list[Tensor]]:
+        """What one lane's policy gives, micro-batch by micro-batch."""
+        found: dict[str, list[Tensor]] = defaultdict(list)
+        for part, own, weight in parts:
+            with timed("actor"):
+                self._actor(lane, part, own, weight, train_policy, found)
+        return found
+
+    def _critics(self, lane: Lane, parts: list[tuple[Batch, Layout, Tensor]], timed: Timed) -> dict[str, list[Tensor]]:
+        """What a lane's critic of its own gives."""
+        assert lane.critic is not None
+        found: dict[str, list[Tensor]] = defaultdict(list)
+        for part, own, weight in parts:
+            with timed("critic"):
+                self._value_loss(part, weight, lane.critic.values(own), found).backward()
+        return found
+
+    def _kept(self, kept: list[tuple[Batch, Tensor, Tensor]], timed: Timed) -> dict[str, list[Tensor]]:
+        """What a lane's values give that were computed when they were scored."""
+        found: dict[str, list[Tensor]] = defaultdict(list)
+        for part, weight, values in kept:
+            with timed("critic"):
+                self._value_loss(part, weight, values, found).backward()
+        return found
+
     def _actor(
-        self, part: Batch, rows: Layout, weight: Tensor, train_policy: bool, parts: dict[str, list[Tensor]]
+        self, lane: Lane, part: Batch, rows: Layout, weight: Tensor, train_policy: bool, parts: dict[str, list[Tensor]]
     ) -> None:
         """Forward and backward of the policy on some rows, with a value head on its trunk if it has one."""
-        algo, models, temperature = self.algo, self.models, self.cfg.rollout.temperature
+        algo, temperature = self.algo, self.cfg.rollout.temperature
         loss = torch.zeros((), device=weight.device)
-        states = models.policy.states(rows)
+        states = lane.policy.states(rows)
         if train_policy:
-            logp, entropy = models.policy.logp(rows, temperature, states, algo.needs_entropy)
+            logp, entropy = lane.policy.logp(rows, temperature, states, algo.needs_entropy)
             if part.old_logp is None:  # one update per rollout: the policy is the one that sampled
                 part = replace(part, old_logp=logp.detach())
             policy_loss = (weight * algo.token_loss(logp, part, entropy if algo.needs_entropy else None)).sum()
             loss = loss + policy_loss
             parts["policy_loss"].append(policy_loss.detach())
             observe(algo, part, logp.detach(), entropy.detach(), parts)
-        if self.shared and models.critic is not None:
+        if self.shared and lane.critic is not None:
             # the policy is frozen: only the head learns
             states = states if train_policy else states.detach()
-            loss = loss + self._value_loss(part, weight, models.critic.values(rows, states), parts)
+            loss = loss + self._value_loss(part, weight, lane.critic.values(rows, states), parts)
         loss.backward()
 
     def _value_loss(self, part: Batch, weight: Tensor, values: Tensor, parts: dict[str, list[Tensor]]) -> Tensor:

@@ -15,17 +15,20 @@ from grpo_bench.policy.memory import kept_elements
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
-def head_logp(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def head_logp(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, made: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(n,h) states, (V,h) head, (n,) targets -> log-probs and entropies at ``temperature``, both (n,).
 
-    The softmax is in fp32 (float64 for float64); the products are in ``hidden``'s precision. Gradients flow through the
-    log-probs alone.
+    ``made``: the head's weight in the products' precision, where somebody has it already. The softmax is in fp32
+    (float64 for float64); the products are in ``hidden``'s precision. Gradients flow through the log-probs alone.
     """
     device = hidden.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     size = max(kept_elements(hidden.device, low) // weight.shape[0], 1)
     keep = len(targets) <= size
-    cast = weight.detach().to(low)  # once for all chunks, which keep it until their backward pass
+    fits = made is not None and made.dtype == low
+    cast = made if made is not None and fits else weight.detach().to(low)  # once for all chunks, which keep it
     parts = [
         _HeadLogp.apply(h, weight, cast, y, temperature, keep)
         for h, y in zip(hidden.split(size), targets.split(size), strict=True)

@@ -8,8 +8,9 @@ weights. Layers whose sizes, types or devices ``kernels.trains`` does not take s
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +29,17 @@ class _Linears(torch.autograd.Function):
     """Layers of one input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        """Weights, then as many biases or Nones."""
+    def forward(ctx: Any, x: Tensor, made: Sequence[Tensor | None], *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """Weights in bfloat16 where they were made already, weights, then as many biases or Nones."""
         weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
         ctx.type, ctx.biased = x.dtype, [bias is not None for bias in biases]
         ctx.set_materialize_grads(False)  # a layer that was not asked has none
         x = x.to(torch.bfloat16)
-        lows = [weight.detach().to(torch.bfloat16) for weight in weights if weight is not None]
+        lows = [
+            weight.detach().to(torch.bfloat16) if low is None else low
+            for low, weight in zip(made, weights, strict=True)
+            if weight is not None
+        ]
         ctx.save_for_backward(x, *lows)
         with torch.autocast("cpu", enabled=False):
             return tuple(
@@ -49,15 +54,15 @@ class _Linears(torch.autograd.Function):
         count = len(lows)
         asked = [i for i in range(count) if grads[i] is not None]
         own = [grads[i].to(torch.bfloat16).reshape(-1, grads[i].shape[-1]) for i in asked]
-        out: list[Tensor | None] = [None] * (1 + 2 * count)
+        out: list[Tensor | None] = [None] * (2 + 2 * count)
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0] and asked:
                 out[0] = _sum(own, [lows[i] for i in asked], ctx.type).view(x.shape)
             for i, grad in zip(asked, own, strict=True):
-                if ctx.biased[i] and ctx.needs_input_grad[1 + count + i]:
-                    out[1 + count + i] = grad.sum(0, dtype=torch.float32)
+                if ctx.biased[i] and ctx.needs_input_grad[2 + count + i]:
+                    out[2 + count + i] = grad.sum(0, dtype=torch.float32)
         for i, made in zip(asked, kernels.weight_gradients(own, x.reshape(-1, x.shape[-1])), strict=True):
-            out[1 + i] = made
+            out[2 + i] = made
         return tuple(out)
 
 
@@ -113,7 +118,9 @@ class TrainedSiblings(Siblings):
 
     def compute(self, input: Tensor) -> Sequence[Tensor]:
         layers = self.layers
-        made: tuple[Tensor, ...] = _Linears.apply(input, *(x.weight for x in layers), *(x.bias for x in layers))
+        made: tuple[Tensor, ...] = _Linears.apply(
+            input, [x.low for x in layers], *(x.weight for x in layers), *(x.bias for x in layers)
+        )
         return made
 
     def take(self, input: Tensor) -> bool:
@@ -135,13 +142,14 @@ class TrainedLinear(nn.Linear):
 
     joined: TrainedSiblings | None = None
     number = 0  # among them
+    low: Tensor | None = None  # its weight in bfloat16, as long as that does not change
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.trains(input):
             return super().forward(input)
         if self.joined is not None and self.joined.take(input):
             return self.joined.part(self.number, input)
-        out: Tensor = _Linears.apply(input, self.weight, self.bias)[0]
+        out: Tensor = _Linears.apply(input, [self.low], self.weight, self.bias)[0]
         return out
 
     def trains(self, input: Tensor) -> bool:
@@ -167,6 +175,28 @@ def install(model: nn.Module) -> int:
             module.__class__ = TrainedLinear
             found += 1
     return found
+
+
+@contextlib.contextmanager
+def cast_once(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Let forward passes of models that compute in bfloat16 share their weights' copies in it: these do not change
+    within.
+
+    ``models`` may be replicas on the same weights. The copies are there until the end, as between a forward and its
+    backward pass.
+    """
+    layers = [x for model in models for x in model.modules() if type(x) is TrainedLinear]
+    made: dict[int, Tensor] = {}
+    for layer in layers:
+        if layer.weight.requires_grad and kernels.trains(layer.weight):
+            if layer.weight.data_ptr() not in made:
+                made[layer.weight.data_ptr()] = layer.weight.detach().to(torch.bfloat16)
+            layer.low = made[layer.weight.data_ptr()]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.low = None
 
 
 def join(model: nn.Module) -> list[TrainedSiblings]:

@@ -161,7 +161,7 @@ class Policy(nn.Module):
         head = self.model.get_output_embeddings()
         if self.head_is_linear and not (entropy_grad and torch.is_grad_enabled()):
             with self.autocast():
-                logp, entropy = head_logp(states, head.weight, rows.targets, temperature)
+                logp, entropy = head_logp(states, head.weight, rows.targets, temperature, getattr(head, "low", None))
             return spread(logp, rows.mask), spread(entropy, rows.mask)
 
         def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from grpo_bench import kernels
 from grpo_bench.cost import Timed, untimed
+from grpo_bench.lanes import side_by_side
 from grpo_bench.policy.critic import Critic
 from grpo_bench.policy.layout import layout
 from grpo_bench.policy.load import Models
 from grpo_bench.policy.memory import kept_elements, share_of_memory
 from grpo_bench.policy.network import LOGIT_ELEMENTS, Policy
+from grpo_bench.policy.replica import Lane
 from grpo_bench.types import Batch
 
 ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
@@ -26,6 +30,8 @@ TOKEN_BYTES = {torch.float32: 70, torch.bfloat16: 40}
 PLAIN_TOKEN_BYTES = 80  # where norms, gates and rotations are torch's and keep more
 LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
+
+UNEVEN = 1.1  # times its even share that a lane may have: the others wait for it
 
 
 def memory_tokens(policy: Policy) -> int:
@@ -83,10 +89,7 @@ def micro_batches(batch: Batch, rows: Tensor, tokens: int, packed: bool) -> Iter
 
 def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) -> Iterator[list[int]]:
     """Places of the rows of each part: groups whole where they fit, their prompts counted once; parts much alike."""
-    members: dict[int, list[int]] = {}
-    for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
-    costs = {group: prompts[own[0]] + sum(sizes[i] for i in own) for group, own in members.items()}
+    members, costs = _costs(groups, prompts, sizes)
     total = sum(costs.values())
     share = total / max(-(-total // tokens), 1)
     part: list[int] = []
@@ -110,11 +113,68 @@ def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) 
         yield part
 
 
+def in_lanes(batch: Batch, rows: Tensor, tokens: int, packed: bool, lanes: int) -> list[list[Tensor]]:
+    """Micro-batches for each of at most ``lanes`` lanes: those that lanes compute at once cost at most ``tokens``.
+
+    As many for each lane, of about as many tokens, groups whole. One lane where rows are not ``packed``, or where they
+    cannot be shared out so.
+    """
+    if lanes > 1 and packed and batch.prompt_lengths is not None:
+        sizes = batch.mask[rows].sum(1).long().tolist()
+        shares = _shared(batch.group_ids[rows].tolist(), batch.prompt_lengths[rows].tolist(), sizes, tokens, lanes)
+        if shares is not None:
+            return [[rows[torch.tensor(part, device=rows.device)] for part in parts] for parts in shares]
+    return [list(micro_batches(batch, rows, tokens, packed))]
+
+
+def _shared(
+    groups: list[int], prompts: list[int], sizes: list[int], tokens: int, lanes: int
+) -> list[list[list[int]]] | None:
+    """Places of the rows of each part of each lane; None where no such parts are found."""
+    members, costs = _costs(groups, prompts, sizes)
+    total = sum(costs.values())
+    for count in range(-(-total // tokens) * lanes, len(costs) + 1, lanes):
+        parts: list[list[int]] = [[] for _ in range(count)]
+        loads = [(0, number) for number in range(count)]  # a heap: the lightest first
+        for group in sorted(members, key=lambda g: -costs[g]):
+            load, number = loads[0]
+            heapq.heapreplace(loads, (load + costs[group], number))
+            parts[number] += members[group]
+        if max(loads)[0] > tokens // lanes:
+            continue
+        shares: list[list[list[int]]] = [[] for _ in range(lanes)]
+        spent = [0] * lanes
+        for load, number in sorted(loads, key=lambda x: (-x[0], x[1])):
+            lane = min(range(lanes), key=lambda i: (len(shares[i]) * lanes >= count, spent[i]))
+            shares[lane].append(parts[number])
+            spent[lane] += load
+        return shares if max(spent) * lanes <= UNEVEN * total else None
+    return None
+
+
+def _costs(groups: list[int], prompts: list[int], sizes: list[int]) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """Places of each group's rows, and its tokens, the prompt counted once."""
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    return members, {group: prompts[own[0]] + sum(sizes[i] for i in own) for group, own in members.items()}
+
+
 @torch.no_grad()
 def score(
-    batch: Batch, models: Models, temperature: float, tokens: int, old: bool, values: bool, timed: Timed = untimed
+    batch: Batch,
+    models: Models,
+    temperature: float,
+    tokens: int,
+    old: bool,
+    values: bool,
+    timed: Timed = untimed,
+    lanes: Sequence[Lane] = (),
 ) -> Batch:
-    """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T); ``timed`` gets their seconds."""
+    """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T).
+
+    ``lanes`` have the networks of ``models``, the first of them these themselves; ``timed`` gets its seconds.
+    """
     reference = models.has_reference
     shape, device = batch.mask.shape, batch.mask.device
     dtype = next(models.policy.parameters()).dtype  # of the master weights, whatever is computed in
@@ -122,22 +182,35 @@ def score(
     shared = models.critic is not None and models.critic.trunk is None
     live = batch.mask.any(1).nonzero().squeeze(-1)
     needed = old or reference or (values and models.critic is not None)
-    for rows in micro_batches(batch, live, tokens, models.policy.takes_plans) if needed else ():
-        part = layout(batch, rows)
-        states = None
-        if old or (values and shared):
-            with timed("old_logp" if old else "values"):
-                states = models.policy.states(part)
-        if old:
-            with timed("old_logp"):
-                out["old_logp"][rows] = models.policy.logp(part, temperature, states)[0]
-        if reference:
-            base = models.policy.adapters_off() if models.reference_is_base else contextlib.nullcontext()
-            with timed("reference"), base:
-                out["ref_logp"][rows] = (models.reference or models.policy).logp(part, temperature)[0]
-        if values and models.critic is not None:
-            with timed("values"):
-                out["values"][rows] = models.critic.values(part, states if shared else None)
+
+    @torch.no_grad()  # a thread's own
+    def fill(lane: Lane, micro_batches: Sequence[Tensor], timed: Timed) -> None:
+        for rows in micro_batches:
+            part = layout(batch, rows)
+            states = None
+            if old or (values and shared):
+                with timed("old_logp" if old else "values"):
+                    states = lane.policy.states(part)
+            if old:
+                with timed("old_logp"):
+                    out["old_logp"][rows] = lane.policy.logp(part, temperature, states)[0]
+            if reference:
+                base = models.policy.adapters_off() if models.reference_is_base else contextlib.nullcontext()
+                with timed("reference"), base:
+                    out["ref_logp"][rows] = (models.reference or models.policy).logp(part, temperature)[0]
+            if values and lane.critic is not None:
+                with timed("values"):
+                    out["values"][rows] = lane.critic.values(part, states if shared else None)
+
+    lanes = lanes or [Lane(models.policy, models.critic)]
+    if needed:
+        # adapters are switched off in the model itself, not in a lane's
+        count = 1 if models.reference_is_base else len(lanes)
+        shares = in_lanes(batch, live, tokens, models.policy.takes_plans, count)
+        side_by_side([
+            partial(fill, lane, share, timed if i == 0 else untimed)
+            for i, (lane, share) in enumerate(zip(lanes, shares, strict=False))
+        ])  # fmt: skip
     return replace(
         batch,
         old_logp=out["old_logp"] if old else None,
@@ -146,7 +219,6 @@ def score(
     )
 
 
-def live_values(batch: Batch, critic: Critic, tokens: int, packed: bool) -> list[tuple[Tensor, Tensor]]:
+def live_values(batch: Batch, critic: Critic, micro_batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """A separate critic's values with their graphs: (rows, (b,T) values) of each part of the batch."""
-    live = batch.mask.any(1).nonzero().squeeze(-1)
-    return [(rows, critic.values(layout(batch, rows))) for rows in micro_batches(batch, live, tokens, packed)]
+    return [(rows, critic.values(layout(batch, rows))) for rows in micro_batches]
