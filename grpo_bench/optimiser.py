@@ -40,6 +40,7 @@ class Optimiser:
             fused=True,  # one pass over weights, gradients and moments, and no copies of them
         )
         self.updates = 0
+        self._more: dict[nn.Parameter, Tensor] = {}  # gradients to be added
         self._room: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # of moments that are not there yet
 
     def reserve(self) -> None:
@@ -53,16 +54,32 @@ class Optimiser:
                 if p not in self._room:
                     self._room[p] = torch.zeros_like(p), torch.zeros_like(p)
 
+    def add(self, gradients: dict[nn.Parameter, Tensor]) -> None:
+        """Gradients that the next step adds to those of its parameters: in the pass that takes their norm."""
+        self._more = {p: gradients[p] for p in self.parameters if p in gradients}
+
+    def forget(self) -> None:
+        """Let all gradients go."""
+        self._more = {}
+        self.adamw.zero_grad(set_to_none=True)
+
     def step(self, loss: float, progress: float) -> tuple[float, bool]:
         """Clip and apply the gradients; returns their norm before clipping and whether they were applied.
 
         A loss or gradient that is not finite is dropped: the weights stay as they are.
         """
+        for p, more in list(self._more.items()):
+            if p.grad is None:
+                p.grad = more
+                del self._more[p]
         trained = [p for p in self.parameters if p.grad is not None]
-        compiled = kernels.takes([*trained, *(p.grad for p in trained if p.grad is not None)])
+        compiled = kernels.takes([*trained, *(p.grad for p in trained if p.grad is not None), *self._more.values()])
         if compiled:
-            norm = kernels.norm([p.grad for p in trained if p.grad is not None])
+            added = [self._more.get(p) for p in trained]
+            norm = kernels.norm([p.grad for p in trained if p.grad is not None], added)
         else:
+            for p, more in self._more.items():
+                p.grad = more if p.grad is None else p.grad.add_(more)
             norm = float(nn.utils.clip_grad_norm_(trained, self.cfg.grad_clip or math.inf))
         applied = math.isfinite(loss) and math.isfinite(norm)
         if applied:
@@ -75,7 +92,7 @@ class Optimiser:
                 self.adamw.step()
             self._room.clear()  # of weights that had no gradient
             self.updates += 1
-        self.adamw.zero_grad(set_to_none=True)
+        self.forget()
         return norm, applied
 
     @torch.no_grad()

@@ -228,7 +228,7 @@ class Learner:
     def _forget_gradients(self) -> None:
         for optimiser in (self.policy, self.critic):
             if optimiser is not None:
-                optimiser.adamw.zero_grad(set_to_none=True)
+                optimiser.forget()
         for lane in self.lanes:
             lane.forget()
 
@@ -305,8 +305,11 @@ class Learner:
             with _cast_once([lane.critic.trunk for lane in lanes if lane.critic is not None]):
                 found += side_by_side([partial(self._critics, *own) for own in given])
         found += side_by_side([partial(self._kept, *own) for own in zip(kept, clocks, strict=False)])
-        for lane in lanes:
-            lane.join()
+        for lane in lanes[1:]:  # there are two at most
+            gradients = lane.gradients()
+            for optimiser in (self.policy, self.critic):
+                if optimiser is not None:
+                    optimiser.add(gradients)
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for of_lane in found:
             for name, values in of_lane.items():

@@ -26,6 +26,27 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too() -> None:
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # compiled, and torch's
+def test_gradients_that_are_added_count_in_the_norm_and_the_step(dtype: torch.dtype) -> None:
+    weights = [torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (2, 1, 1, 1)]
+    optimiser = Optimiser([(weights, 0.1)], make("optim.grad_clip=null", "optim.warmup_updates=0").optim)
+    weights[0].grad = torch.tensor([1.0, 2.0], dtype=dtype)
+    weights[1].grad = torch.tensor([4.0], dtype=dtype)
+    stranger = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+    more = {weights[0]: [1.0, 0.0], weights[2]: [-4.0], stranger: [9.0]}
+    optimiser.add({p: torch.tensor(x, dtype=dtype) for p, x in more.items()})
+    # gradients (2, 2), 4, -4 and none: 4 + 4 + 16 + 16 = 40
+    assert optimiser.step(1.0, 0.0) == (pytest.approx(math.sqrt(40)), True)
+    moved = [
+        x.tolist() for x in weights
+    ]  # by the rate, against the sign, and no further than decay where there is none
+    assert moved == [pytest.approx(x) for x in ([-0.1, -0.1], [-0.1], [0.1], [0.0])]
+    assert all(p.grad is None for p in weights)
+    optimiser.add({weights[0]: torch.ones(2, dtype=dtype)})
+    optimiser.forget()
+    assert optimiser.step(1.0, 0.0)[0] == 0.0
+
+
 def test_without_a_clip_gradients_pass_unchanged() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     optimiser = Optimiser([([weight], 0.1)], make("optim.grad_clip=null", "optim.warmup_updates=0").optim)
@@ -144,6 +165,15 @@ def test_what_is_not_finite_shows_in_the_norm(wrong: float) -> None:
     assert not math.isfinite(compiled.norm(grads))
     assert compiled.norm(grads[:1]) == pytest.approx(math.sqrt(5000))
     assert compiled.norm([]) == 0
+
+
+@needs_compiler
+def test_what_is_added_before_the_norm_is_added_in_place() -> None:
+    grads = [torch.arange(40_000, dtype=torch.float32), torch.ones(3)]
+    more = torch.arange(40_000, 0, -1, dtype=torch.float32)
+    assert compiled.norm(grads, [more, None]) == pytest.approx(math.sqrt(40_000 * 40_000**2 + 3))
+    assert grads[0].eq(40_000).all()
+    assert grads[1].eq(1).all()
 
 
 @needs_compiler

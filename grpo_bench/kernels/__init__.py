@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL | None:
     library.attention_room.argtypes, library.attention_room.restype = [i, i, i, c], i
     library.tiled_attention_room.argtypes, library.tiled_attention_room.restype = [i, i, c], i
     library.squared_sums.argtypes, library.squared_sums.restype = [p, i], i
-    library.squared_sum.argtypes, library.squared_sum.restype = [p, p, i, p, c], ctypes.c_double
+    library.squared_sum.argtypes, library.squared_sum.restype = [p, p, p, i, p, c], ctypes.c_double
     library.adamw.argtypes = [*[p] * 5, i, *[f] * 9, c]
     if library.can_multiply():
         library.packed_size.argtypes, library.packed_size.restype = [i, i], i

@@ -12,8 +12,9 @@ int64_t squared_sums(const int64_t *counts, int64_t tensors) {
   return sums;
 }
 
-/* The sum of the squares of all elements. */
-double squared_sum(const float *const *grads, const int64_t *counts, int64_t tensors, double *sums, int threads) {
+/* The sum of the squares of all elements, to which those of ``others`` are added where there are some (else NULL). */
+double squared_sum(float *const *grads, const float *const *others, const int64_t *counts, int64_t tensors,
+                   double *sums, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     double *to = sums;
@@ -25,7 +26,12 @@ double squared_sum(const float *const *grads, const int64_t *counts, int64_t ten
         double whole = 0;
         for (int64_t start = part * TAKEN; start < end; start += SUMMED) {
           const int64_t stop = end - start < SUMMED ? end : start + SUMMED;
-          const float *x = grads[t];
+          float *x = grads[t];
+          if (others[t]) {
+            const float *y = others[t];
+#pragma omp simd
+            for (int64_t i = start; i < stop; i++) x[i] += y[i];
+          }
           float sum = 0;
 #pragma omp simd reduction(+ : sum)
           for (int64_t i = start; i < stop; i++) sum += x[i] * x[i];

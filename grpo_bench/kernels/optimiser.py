@@ -28,13 +28,17 @@ def _counts(tensors: list[Tensor]) -> Any:
     return array("q", [x.numel() for x in tensors])
 
 
-def norm(grads: list[Tensor]) -> float:
-    """The Euclidean norm of all of their elements."""
+def norm(grads: list[Tensor], others: Sequence[Tensor | None] | None = None) -> float:
+    """The Euclidean norm of all of their elements; where there are ``others`` of their sizes these are added first, in
+    place."""
+    assert others is None or all(y is None or y.numel() == x.numel() for x, y in zip(grads, others, strict=True))
     library: Any = _library()
     places, counts = _addresses(grads), _counts(grads)
+    added = array("q", [0 if y is None else y.data_ptr() for y in others or [None] * len(grads)])
     sizes = counts.buffer_info()[0], len(grads)
     sums = torch.empty(library.squared_sums(*sizes), dtype=torch.float64)
-    total = library.squared_sum(places.buffer_info()[0], *sizes, sums.data_ptr(), _threads(sum(counts)))
+    both = places.buffer_info()[0], added.buffer_info()[0]
+    total = library.squared_sum(*both, *sizes, sums.data_ptr(), _threads(sum(counts)))
     return math.sqrt(total)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from grpo_bench.policy.critic import Critic
 from grpo_bench.policy.load import Models
@@ -36,12 +36,11 @@ class Lane:
         """Whether weights still lie where they lay, and the same of them are trained."""
         return all(p.data_ptr() == q.data_ptr() and p.requires_grad == q.requires_grad for p, q in self.pairs)
 
-    def join(self) -> None:
-        """Add its gradients to the originals' and forget them."""
-        for original, own in self.pairs:
-            if own.grad is not None:
-                original.grad = own.grad if original.grad is None else original.grad.add_(own.grad)
+    def gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Its gradients, by the originals' weights; it lets them go."""
+        found = {original: own.grad for original, own in self.pairs if own.grad is not None}
         self.forget()
+        return found
 
     def forget(self) -> None:
         """Let its gradients go."""
