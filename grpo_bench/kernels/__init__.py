@@ -58,7 +58,7 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"rotate_{name}").argtypes = [p, i, i, p, p, p, i, i, i, i, i, c, c]
         getattr(library, f"add_{name}").argtypes = [p, p, p, i, c]
         getattr(library, f"gate_{name}").argtypes = [p, p, p, i, c]
-        getattr(library, f"gate_gradient_{name}").argtypes = [p, p, p, p, p, i, c]
+        getattr(library, f"gate_gradient_{name}").argtypes = [p, p, p, p, p, p, i, c]
         rest = [p, p, p, p, i, i, i, i, i, f, i, p, i, c]
         getattr(library, f"packed_attention_{name}").argtypes = [*[p, i, i] * 3, p, p, *rest]
         getattr(library, f"packed_attention_gradient_{name}").argtypes = [*[p, i, i] * 3, *[p] * 6, *rest]

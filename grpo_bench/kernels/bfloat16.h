@@ -14,17 +14,19 @@ void gate_bfloat16(const uint16_t *gate, const uint16_t *up, uint16_t *out, int6
 }
 
 void gate_gradient_bfloat16(const uint16_t *gate, const uint16_t *up, const uint16_t *grad, uint16_t *of_gate,
-                            uint16_t *of_up, int64_t count, int threads) {
+                            uint16_t *of_up, uint16_t *product, int64_t count, int threads) {
   const __m512 one = _mm512_set1_ps(1.0f);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t start = 0; start < count; start += CHUNK) {
     const int64_t end = count - start < CHUNK ? count : start + CHUNK;
     for (int64_t i = start; i < end; i += LANES) {
       const __mmask16 there = first_16(end - i);
-      const __m512 g = widened_16(gate + i, there), d = widened_16(grad + i, there), s = sigmoid_16(g);
+      const __m512 g = widened_16(gate + i, there), u = widened_16(up + i, there), d = widened_16(grad + i, there);
+      const __m512 s = sigmoid_16(g);
       const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
-      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, widened_16(up + i, there)), slope), of_gate + i, there);
+      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, u), slope), of_gate + i, there);
       narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, g), s), of_up + i, there);
+      if (product) narrowed_16(_mm512_mul_ps(_mm512_mul_ps(g, s), u), product + i, there);
     }
   }
 }

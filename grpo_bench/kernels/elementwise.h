@@ -56,16 +56,18 @@ void NAME(gate)(const T *gate, const T *up, T *out, int64_t count, int threads) 
   }
 }
 
-/* Of that, by gate and by up. */
-void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, T *of_up, int64_t count, int threads) {
+/* Of that, by gate and by up. Into product, which may be NULL, or grad itself, comes what gate() makes, bit for bit. */
+void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, T *of_up, T *product, int64_t count,
+                         int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t start = 0; start < count; start += CHUNK) {
     const int64_t end = count - start < CHUNK ? count : start + CHUNK;
 #pragma omp simd
     for (int64_t i = start; i < end; i++) {
-      const float g = LOAD(gate[i]), out = LOAD(grad[i]), s = sigmoid(g);
-      of_gate[i] = STORE(out * LOAD(up[i]) * s * (1.0f + g * (1.0f - s)));
+      const float g = LOAD(gate[i]), u = LOAD(up[i]), out = LOAD(grad[i]), s = sigmoid(g);
+      of_gate[i] = STORE(out * u * s * (1.0f + g * (1.0f - s)));
       of_up[i] = STORE(out * g * s);
+      if (product) product[i] = STORE(g * s * u);
     }
   }
 }

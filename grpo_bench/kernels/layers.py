@@ -68,8 +68,12 @@ def gate(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``gate``, by its first and its second argument; all of one shape and type."""
+def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor, product: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of ``gate``, by its first and its second argument; all of one shape and type.
+
+    On a CPU ``product``, which may be ``grad``, becomes what ``gate`` makes of them.
+    """
+    assert product is None or (product.shape == gate.shape and product.is_contiguous() and product.device.type == "cpu")
     if gpu.serves(gate):
         from grpo_bench.kernels.gpu import layers as on_gpu
 
@@ -79,8 +83,8 @@ def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tenso
     of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
     _call(
         f"gate_gradient_{NAMES[gate.dtype]}",
-        gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(), gate.numel(),
-        _threads(gate.numel()),
+        gate.data_ptr(), up.data_ptr(), grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
+        None if product is None else product.data_ptr(), gate.numel(), _threads(gate.numel()),
     )  # fmt: skip
     return of_gate, of_up
 

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules import module as hooks
 
 from grpo_bench import kernels
 from grpo_bench.kernels import layers
+from grpo_bench.policy.linear import TrainedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +35,56 @@ class _Gated(torch.autograd.Function):
         return layers.gate_gradient(gate, up, grads[0])
 
 
+class _GatedDown(torch.autograd.Function):
+    """The gate and the linear layer behind it.
+
+    That layer's input, as wide as ``gate`` and ``up`` each, is not kept for the gradient of its weight: the backward
+    pass reads both for their own gradients, and makes it again as it does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, low: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(...,k) twice, fp32 (h,k) weights, their bfloat16 copy where it was made already, (h,) or None -> (...,h)."""
+        if low is None or low.dtype != gate.dtype:
+            low = weight.to(gate.dtype)
+        ctx.save_for_backward(gate, up, low)
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(layers.gate(gate, up), low, None if bias is None else bias.to(gate.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        gate, up, low = ctx.saved_tensors
+        *_, trained, biased = ctx.needs_input_grad
+        grad = grads[0].to(gate.dtype).reshape(-1, low.shape[0])
+        of_weight = of_bias = None
+        with torch.autocast("cpu", enabled=False):
+            product = (grad @ low).view(gate.shape)  # its gradient, which it overwrites
+            of_gate, of_up = layers.gate_gradient(gate, up, product, product if trained else None)
+            if trained:
+                product = product.view(-1, low.shape[1])
+                wide = gate.dtype == torch.float32
+                of_weight = grad.t() @ product if wide else kernels.weight_gradient(grad, product)
+            if biased:
+                of_bias = grad.sum(0, dtype=torch.float32)
+        return of_gate, of_up, None, of_weight, of_bias
+
+
+def _need_not_keep(down: nn.Module, gate: Tensor, up: Tensor) -> bool:
+    """Whether ``down`` would keep its input, and is a plain linear layer whose work ``_GatedDown`` can do."""
+    if type(down) not in (nn.Linear, TrainedLinear) or gate.device.type != "cpu" or "forward" in vars(down):
+        return False
+    own = (down._forward_hooks, down._forward_pre_hooks, down._backward_hooks, down._backward_pre_hooks)
+    if any(own) or hooks._has_any_global_hook():
+        return False
+    if not down.weight.requires_grad or not (gate.requires_grad or up.requires_grad):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        low = gate.dtype == torch.bfloat16
+        return low and isinstance(down, TrainedLinear) and down.joined is None and down.trains(gate)
+    return all(x.dtype == torch.float32 for x in (gate, *down.parameters(recurse=False)))
+
+
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -42,8 +95,13 @@ def _faster(own: type[nn.Module]) -> type[nn.Module]:
         def forward(self: Any, x: Tensor) -> Tensor:
             gate, up = self.gate_proj(x), self.up_proj(x)
             if kernels.take(gate, up) and gate.shape == up.shape:
-                made = _Gated.apply(gate, up) if torch.is_grad_enabled() else layers.gate(gate, up)
-                out: Tensor = self.down_proj(made)
+                down = self.down_proj
+                if not torch.is_grad_enabled():
+                    out: Tensor = down(layers.gate(gate, up))
+                elif _need_not_keep(down, gate, up):
+                    out = _GatedDown.apply(gate, up, getattr(down, "low", None), down.weight, down.bias)
+                else:
+                    out = down(_Gated.apply(gate, up))
             else:
                 out = self.down_proj(self.act_fn(gate) * up)
             return out
