@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # of mallopt(3) in GNU's C library, and of madvise(2) on Linux
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MADV_HUGEPAGE = 14
 NEVER = -1  # as a threshold: the heap's end is not given back to the system
 MAPPED = 2**30  # from this size on a tensor lies outside the heap, and goes back to the system when it is freed
@@ -57,6 +57,7 @@ def keep() -> bool:
             return False
     except (OSError, AttributeError):
         return False
+    library.mallopt(M_ARENA_MAX, 1)  # other threads' tensors would lie outside the heap, mapped anew each time
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
     if _limited() or not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)

@@ -319,7 +319,7 @@ def test_what_was_not_asked_for_is_forgotten(settled):
         assert gone() is None
         again = own.q_proj(x)
     assert again.grad_fn is not None
-    assert (siblings._input is None) == settled  # each by itself from then on
+    assert (siblings.asked.input is None) == settled  # each by itself from then on
 
 
 @needs_training_tiles
