@@ -112,4 +112,5 @@ def in_lanes(steps: list[Steps], tell: Callable[[int, Found], None]) -> None:
         finally:
             queue.put(None)
 
-    lanes.side_by_side([first, *(partial(other, lane) for lane in range(1, len(steps)))])
+    works: list[Callable[[], None]] = [first, *(partial(other, lane) for lane in range(1, len(steps)))]
+    lanes.side_by_side(works)
