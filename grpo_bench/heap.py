@@ -59,8 +59,8 @@ def keep() -> bool:
             return False
     except (OSError, AttributeError):
         return False
+    library.mallopt(M_ARENA_MAX, 1)  # other threads' tensors would lie outside the heap, mapped anew each time
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
-    library.mallopt(M_ARENA_MAX, 1)  # lanes take from the same: large tensors do not fit into an arena of their own
     if _limited() or not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -30,8 +30,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(LANES - 1, "lane")
 
 
-if hasattr(os, "register_at_fork"):  # its threads are the parent's
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are the parent's
 
 
 def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
@@ -45,9 +45,10 @@ def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
         torch.set_num_threads(share)  # a thread's own
         return work()
 
-    torch.set_num_threads(share)
-    others = [_pool().submit(own, work) for work in works[1:]]
+    others: list[Future[T]] = []
     try:
+        torch.set_num_threads(share)
+        others += [_pool().submit(own, work) for work in works[1:]]
         first = works[0]()
     finally:
         wait(others)

@@ -35,8 +35,8 @@ def _with_library(monkeypatch: pytest.MonkeyPatch, mallopt: Any) -> None:
 
 def test_freed_memory_is_kept(asked: list[tuple[int, int]]) -> None:
     assert heap.keep()
-    # as malloc.h has them: M_TRIM_THRESHOLD -1, M_ARENA_MAX -8, M_MMAP_THRESHOLD -3; mallopt(3): -1 disables trimming
-    assert asked == [(-1, -1), (-8, 1), (-3, 1024 * 1024 * 1024)]
+    # as malloc.h has them: M_ARENA_MAX -8, M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3; mallopt(3): -1 disables trimming
+    assert asked == [(-8, 1), (-1, -1), (-3, 1024 * 1024 * 1024)]
 
 
 def test_an_older_library_maps_from_32_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_an_older_library_maps_from_32_megabytes(monkeypatch: pytest.MonkeyPatch
 
     _with_library(monkeypatch, mallopt)
     assert not heap.keep()  # larger tensors are to ask for large pages themselves
-    assert found == {-1: -1, -8: 1, -3: 33_554_432}
+    assert found == {-8: 1, -1: -1, -3: 33_554_432}
     heap.make_room()
     assert heap._heap is None
 
@@ -60,7 +60,7 @@ def test_where_addresses_are_counted_none_are_taken_ahead(
 ) -> None:
     monkeypatch.setattr(heap, "_limited", lambda: True)
     assert not heap.keep()
-    assert asked == [(-1, -1), (-8, 1), (-3, 33_554_432)]
+    assert asked == [(-8, 1), (-1, -1), (-3, 33_554_432)]
     assert heap._heap is None
 
 

@@ -319,7 +319,7 @@ def test_what_was_not_asked_for_is_forgotten(settled):
         assert gone() is None
         again = own.q_proj(x)
     assert again.grad_fn is not None
-    assert (siblings._input is None) == settled  # each by itself from then on
+    assert (siblings.asked.input is None) == settled  # each by itself from then on
 
 
 @needs_training_tiles
@@ -374,7 +374,7 @@ def test_siblings_in_a_checkpointed_block(reentrant):
         plain = torch.autograd.grad(sum(y.float().square().sum() for y in own(x)), list(own.parameters()))
         sum(y.float().square().sum() for y in checkpoint(own, x, use_reentrant=reentrant)).backward()
     assert all(torch.equal(p.grad, grad) for p, grad in zip(own.parameters(), plain, strict=True))
-    assert own.q_proj.joined._input is None
+    assert own.q_proj.joined.asked.input is None
 
 
 def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):

@@ -77,12 +77,19 @@ def _sum(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tens
     return total
 
 
+class Asked:
+    """What layers of one input were last asked about."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.parts: list[Tensor | None] = []  # that the others have not taken yet
+
+
 class Siblings:
     """Layers of one input, called one after the other: the first computes all, the others take their part."""
 
-    def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._parts: list[Tensor | None] = []
+    def __init__(self, asked: Asked | None = None) -> None:
+        self.asked = asked or Asked()
 
     def compute(self, input: Tensor) -> Sequence[Tensor]:
         """What each of the layers makes of ``input``."""
@@ -90,17 +97,18 @@ class Siblings:
 
     def release(self) -> bool:
         """Forget what was not asked for; whether there was any, as where memory ran out between two of the layers."""
-        left = self._input is not None
-        self._input, self._parts = None, []
+        left = self.asked.input is not None
+        self.asked.input, self.asked.parts = None, []
         return left
 
     def part(self, number: int, input: Tensor) -> Tensor:
         """What the ``number``-th layer makes of ``input``."""
-        if self._input is not input or self._parts[number] is None:
-            self._parts, self._input = list(self.compute(input)), input
-        out, self._parts[number] = self._parts[number], None
-        if not any(part is not None for part in self._parts):
-            self._input = None
+        asked = self.asked
+        if asked.input is not input or asked.parts[number] is None:
+            asked.parts, asked.input = list(self.compute(input)), input
+        out, asked.parts[number] = asked.parts[number], None
+        if not any(part is not None for part in asked.parts):
+            asked.input = None
         assert out is not None
         return out
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from grpo_bench.rollout.finish import cut, end_tokens, stopped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.noise import Noise
 from grpo_bench.rollout.probe import why_no_plans
+from grpo_bench.rollout.shares import Found, Steps, in_lanes, shares
 from grpo_bench.rollout.weights import SamplingCopy, needs_copy, packs
 from grpo_bench.types import Rollouts
 
@@ -30,7 +30,7 @@ CACHE_BYTES = 2 * 2**30  # the same on a CPU
 # Of decoders and their models that are kept between rollouts on a CPU; what is given back is cleared before it is used
 # again: SmolLM2's rollouts took 1.5 to 1.7 s with half of this room and 1.1 to 1.2 with it, at the same peak.
 KEPT_BYTES = 2**29
-KEPT_DECODERS = 4  # that are kept, some of them without their memory
+KEPT_DECODERS = 4  # of each lane that are kept, some of them without their memory
 CHOICE_BYTES = 34  # per logit in choosing: logits twice, a tape's, weights; with top_p also sorted, indices and sums
 ENTER_SHARE = 4  # rows that wait enter when one in so many places is free: prompts are cheaper together
 STOP_EVERY = 8  # steps between looks for a stop string
@@ -92,31 +92,48 @@ class NativeEngine:
         heap.make_room()
         total = len(prompt_ids) * group_size
         ends = set() if sampling.ignore_end else end_tokens(tokenizer, policy)
-        decoder = self._decoder(policy, prompt_ids, total, sampling, ends)
+        sampled = self._sampled(policy)
+        longest = max(len(prompt) + sampling.limit(p) for p, prompt in enumerate(prompt_ids))
+        parts = shares(sampled, prompt_ids, group_size, sampling, min(self.rows_at_once(policy, longest), total))
         uniforms = None
         if sampling.temperature > 0:
             drawn = np.stack([noise.uniforms(row, sampling.max_new_tokens) for row in range(total)])
             uniforms = torch.from_numpy(drawn).to(policy.device)
-        decoder.begin(uniforms)
         ids: list[list[int]] = [[]] * total
         logps: list[list[float]] = [[]] * total
         texts, finished = [""] * total, [False] * total
         done = 0
+
+        def tell(lane: int, found: Found) -> None:
+            nonlocal done
+            numbers, tokens, scores = found
+            told = _told(tokens, scores, tokenizer, ends, sampling)
+            for number, own, score, text, end in zip(numbers, *told, strict=True):
+                row = rows[lane][number]
+                ids[row], logps[row], texts[row], finished[row] = own, score, text, end
+                if ended is not None:
+                    ended(row, text, end)
+            done += len(numbers)
+            if progress is not None:
+                progress(done)
+
+        rows = [[p * group_size + g for p in part for g in range(group_size)] for part in parts]
+        decoders, steps = [], []
         try:
-            for rows, tokens, scores in _decode(decoder, tokenizer, prompt_ids, group_size, sampling):
-                told = _told(tokens, scores, tokenizer, ends, sampling)
-                for row, own, score, text, end in zip(rows, *told, strict=True):
-                    ids[row], logps[row], texts[row], finished[row] = own, score, text, end
-                    if ended is not None:
-                        ended(row, text, end)
-                done += len(rows)
-                if progress is not None:
-                    progress(done)
+            for lane, part in enumerate(parts):  # each a rollout of its own, of the same model
+                own = [prompt_ids[p] for p in part]
+                limits = None if sampling.limits is None else tuple(sampling.limits[p] for p in part)
+                of_part = replace(sampling, limits=limits)
+                decoder = self._decoder(sampled, own, len(rows[lane]), of_part, ends, lane, len(parts))
+                decoder.begin(None if uniforms is None else uniforms[rows[lane]])
+                decoders.append(decoder)
+                steps.append(_decode(decoder, tokenizer, own, group_size, of_part))
+            in_lanes(steps, tell)
         except BaseException:
             self._kept.clear()  # the next one may have other sizes, and needs the memory
             raise
         finally:
-            if decoder.captured is None:
+            if decoders and decoders[0].captured is None:
                 self._let_go()
         return Rollouts(prompt_ids, ids, texts, finished, group_size, logps)
 
@@ -143,21 +160,22 @@ class NativeEngine:
         return self._copies[policy].policy
 
     def _decoder(
-        self, policy: Policy, prompts: list[list[int]], total: int, sampling: Sampling, ends: set[int]
-    ) -> Decoder:
-        """Room for this rollout; that of the one before where the sizes are the same."""
-        sampled = self._sampled(policy)
+        self, sampled: Policy, prompts: list[list[int]], total: int, sampling: Sampling, ends: set[int],
+        lane: int = 0, lanes: int = 1,
+    ) -> Decoder:  # fmt: skip
+        """Room for a lane of this rollout; that of the one before where the sizes are the same."""
         width = max(map(len, prompts))
         longest = max(len(prompt) + sampling.limit(p) for p, prompt in enumerate(prompts))
-        rows = min(self.rows_at_once(policy, longest), total)
-        static = self.static or (self.cuda_graph and policy.device.type == "cuda")
+        rows = min(self.rows_at_once(sampled, longest) // lanes, total)
+        on_gpu = sampled.device.type == "cuda"
+        static = self.static or (self.cuda_graph and on_gpu)
         places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
         compiled = kernels.take(next(sampled.model.parameters()))
-        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled)
+        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled, lane)
         decoder = self._kept.pop(key, None)
         if decoder is not None and decoder.cache.width < width:
             decoder = None  # its memory goes before the next one takes as much
-        if static and policy.device.type == "cuda":
+        if static and on_gpu:
             self._kept.clear()
         if decoder is None:
             decoder = Decoder(sampled, sampling, ends, rows, places, width, total, static)
@@ -178,11 +196,14 @@ class NativeEngine:
                 copy.give_back()
             else:
                 room -= size
-        for place, (key, decoder) in enumerate(reversed(list(self._kept.items()))):  # the latest first
+        places = Counter[int]()  # by lane
+        for key, decoder in reversed(list(self._kept.items())):  # the latest first
+            *_, lane = key
             apart = leaves and id(decoder.policy) in copies  # its weights can go without it
             own = 0 if apart else sum(x.nbytes for x in self._weights(decoder.policy))
             size = own + decoder.size_bytes()
-            if not decoder.records() or place >= KEPT_DECODERS or (own if leaves else size) > room:
+            places[lane] += 1
+            if not decoder.records() or places[lane] > KEPT_DECODERS or (own if leaves else size) > room:
                 del self._kept[key]
             elif size <= room:
                 room -= size
@@ -209,10 +230,8 @@ def _told(
     return ids, [s[: len(i)] for s, i in zip(scores, ids, strict=True)], texts, finished
 
 
-def _decode(
-    decoder: Decoder, tokenizer: Any, prompts: list[list[int]], group_size: int, sampling: Sampling
-) -> Iterator[tuple[list[int], list[list[int]], list[list[float]]]]:
-    """Sample all rows; yields those that ended: their numbers, tokens and log-probs, each row once.
+def _decode(decoder: Decoder, tokenizer: Any, prompts: list[list[int]], group_size: int, sampling: Sampling) -> Steps:
+    """Sample all rows; yields at each look those that ended, if any: each row once.
 
     Rows enter in one order, the longest prompts first: little is padded, and too large a batch fails at once, not late.
     """
@@ -236,8 +255,8 @@ def _decode(
         if sampling.stop and not sampling.ignore_end and decoder.now - looked >= STOP_EVERY:
             _look_for_stops(decoder, tokenizer, decoder.now - looked, sampling.stop)
             looked = decoder.now
-        if places := decoder.ended():
-            yield [decoder.held[i].row for i in places], *_read(decoder, places)
+        places = decoder.ended()
+        yield ([decoder.held[i].row for i in places], *_read(decoder, places)) if places else ([], [], [])
 
 
 def _look_for_stops(decoder: Decoder, tokenizer: Any, new: int, stop: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_bench import kernels
-from grpo_bench.policy.linear import GATES, SIBLINGS, Siblings, TrainedLinear
+from grpo_bench.policy.linear import GATES, SIBLINGS, Asked, Siblings, TrainedLinear
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
 
@@ -80,11 +81,15 @@ def _low(input: Tensor) -> Tensor:
     return input.to(torch.bfloat16)
 
 
+class _AskedByThread(threading.local, Asked):
+    """Each thread's own."""
+
+
 class PackedSiblings(Siblings):
-    """Packed layers of one input as one product."""
+    """Packed layers of one input as one product; several threads may use them."""
 
     def __init__(self, columns: list[int], bias: Tensor | None) -> None:
-        super().__init__()
+        super().__init__(_AskedByThread())
         self.columns, self.bias = columns, bias
         self.packed: Tensor
 
