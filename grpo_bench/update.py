@@ -21,7 +21,7 @@ from grpo_bench.policy import Layout, Models, Policy, layout, memory_errors
 from grpo_bench.policy.linear import cast_once
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.replica import Lane, replica
-from grpo_bench.policy.score import in_lanes, live_values, memory_tokens, micro_batch_tokens, score
+from grpo_bench.policy.score import in_lanes, live_values, memory_tokens, micro_batch_tokens, score, tokens_at_once
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
 
@@ -113,14 +113,14 @@ class Learner:
         heap.make_room()
         self.kept = []
         critic, needed = self.models.critic, self.algo.needs_critic
-        packed = self.models.policy.takes_plans
         keep = needed and critic is not None and not self.shared and self.cfg.epochs * self.cfg.minibatches == 1
         if keep and critic is not None:
             lanes = self._lanes()
             live = batch.mask.any(1).nonzero().squeeze(-1)
-            shares = in_lanes(batch, live, self.tokens, packed, len(lanes))
+            shares = self._shares(batch, live, len(lanes))
             room = memory_tokens(self.models.policy) if self.cfg.micro_batch_tokens is None else self.tokens
-            if max(map(len, shares)) * self.tokens <= room:  # beside them the policy's own micro-batch needs as much
+            at_once = self.tokens if len(shares) == 1 else self._at_once(len(shares))
+            if max(map(len, shares)) * at_once <= room:  # beside them the policy's own micro-batch needs as much
                 critics = [(lane.critic or critic, share) for lane, share in zip(lanes, shares, strict=False)]
                 try:
                     with self.timed("values"):
@@ -243,6 +243,14 @@ class Learner:
             self.lanes.append(replica(self.models))
         return self.lanes[:count]
 
+    def _at_once(self, count: int) -> int:
+        return tokens_at_once(self.models.policy, self.tokens, self.cfg.micro_batch_tokens, count)
+
+    def _shares(self, batch: Batch, rows: Tensor, count: int) -> list[list[Tensor]]:
+        """Each lane's micro-batches of these rows."""
+        packed = self.models.policy.takes_plans
+        return in_lanes(batch, rows, self.tokens, packed, count, self._at_once(count))
+
     def without_signal(self, batch: Batch) -> Tensor:
         """(B,) rows of groups whose advantages are all 0, where nothing else acts on them: they move nothing.
 
@@ -283,7 +291,7 @@ class Learner:
         weights[rows] = algo.token_weights(batch.mask[rows])
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
         packed, lanes = models.policy.takes_plans, self._lanes()
-        shares = in_lanes(batch, rows, self.tokens, packed, len(lanes)) if train_policy or not self.kept else []
+        shares = self._shares(batch, rows, len(lanes)) if train_policy or not self.kept else []
         waiting: list[list[tuple[Batch, Layout, Tensor]]] = []
         for share in shares:
             waiting.append([])

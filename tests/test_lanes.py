@@ -16,12 +16,12 @@ from torch import Tensor
 from grpo_bench import lanes, update
 from grpo_bench.config import Config
 from grpo_bench.lanes import side_by_side
-from grpo_bench.policy import Models, Policy, make_models
+from grpo_bench.policy import Models, Policy, make_models, score
 from grpo_bench.policy.critic import Critic
 from grpo_bench.policy.linear import TrainedLinear, cast_once
 from grpo_bench.policy.network import widen
 from grpo_bench.policy.replica import replica
-from grpo_bench.policy.score import in_lanes
+from grpo_bench.policy.score import in_lanes, tokens_at_once
 from grpo_bench.types import Batch
 from grpo_bench.update import Learner
 
@@ -122,6 +122,22 @@ def test_what_cannot_be_shared_out_is_for_one_lane() -> None:
     assert len(shared(grouped([2], [[4, 4]]), 100)) == 1
     assert len(shared(grouped([2] * 3, [[4, 4]] * 3), 100)) == 1  # one lane would wait for half of the time
     assert shared(four, 19) == [[part.tolist() for part in update_parts(four, 19)]]
+
+
+def test_lanes_compute_more_at_once_than_one_lane_where_memory_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = models_of(make(*GRPO)).policy
+    assert tokens_at_once(own, 4096, None, 1) == 4096
+    assert tokens_at_once(own, 4096, None, 2) == 6144  # fp32: 3072 each
+    own.dtype = torch.bfloat16
+    assert tokens_at_once(own, 4096, None, 2) == 8192
+    assert tokens_at_once(own, 2048, None, 2) == 4096  # halved after running out of memory
+    assert tokens_at_once(own, 4096, 4096, 2) == 4096  # as configured
+    monkeypatch.setattr(score, "memory_tokens", lambda policy: 5000)
+    assert tokens_at_once(own, 4096, None, 2) == 5000
+    eight = grouped([2] * 8, [[4, 4]] * 8)  # 10 tokens each
+    found = in_lanes(eight, torch.arange(16), 40, True, 2, at_once=80)
+    assert [len(parts) for parts in found] == [1, 1]
+    assert len(in_lanes(eight, torch.arange(16), 40, True, 1, at_once=80)[0]) == 2
 
 
 def update_parts(batch: Batch, tokens: int) -> list[Tensor]:
