@@ -25,8 +25,9 @@ MAPPED_AT_MOST = 2**25  # of versions before 2.35, and where the heap does not a
 ROOM = 3 * 2**29  # bytes that a step finds at the heap's end
 UNMAPPED = 2**31 - 1  # a threshold above it, so that it is taken from the heap
 OWN_SETTINGS = (  # a caller's
-    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
+    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES",
 )  # fmt: skip
+OWN_ARENAS = "MALLOC_ARENA_MAX"
 
 
 @dataclass
@@ -59,7 +60,8 @@ def keep() -> bool:
             return False
     except (OSError, AttributeError):
         return False
-    library.mallopt(M_ARENA_MAX, 1)  # other threads' tensors would lie outside the heap, mapped anew each time
+    if OWN_ARENAS not in os.environ:
+        library.mallopt(M_ARENA_MAX, 1)  # other threads' tensors would lie outside the heap, mapped anew each time
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
     if _limited() or not library.mallopt(M_MMAP_THRESHOLD, MAPPED):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_AT_MOST)

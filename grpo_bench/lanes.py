@@ -46,11 +46,20 @@ def side_by_side(works: Sequence[Callable[[], T]]) -> list[T]:
         return work()
 
     others: list[Future[T]] = []
+    found: list[T] = []
     try:
-        torch.set_num_threads(share)
-        others += [_pool().submit(own, work) for work in works[1:]]
-        first = works[0]()
-    finally:
-        wait(others)
-        torch.set_num_threads(threads)
-    return [first, *(other.result() for other in others)]
+        try:
+            torch.set_num_threads(share)
+            others += [_pool().submit(own, work) for work in works[1:]]
+            found.append(works[0]())
+        finally:
+            try:
+                wait(others)
+            finally:
+                torch.set_num_threads(threads)
+        while others:
+            found.append(others.pop(0).result())
+        return found
+    finally:  # an error knows this frame: what lanes hold would live for as long as somebody holds the error
+        others.clear()
+        found = []

@@ -56,6 +56,7 @@ class Optimiser:
 
     def add(self, gradients: dict[nn.Parameter, Tensor]) -> None:
         """Gradients that the next step adds to those of its parameters: in the pass that takes their norm."""
+        assert not self._more
         self._more = {p: gradients[p] for p in self.parameters if p in gradients}
 
     def forget(self) -> None:

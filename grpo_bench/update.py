@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import heap, lanes
+from grpo_bench import heap
 from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.lanes import count as lane_count
 from grpo_bench.lanes import side_by_side
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Layout, Models, Policy, layout, memory_errors
 from grpo_bench.policy.linear import cast_once
 from grpo_bench.policy.memory import is_out_of_memory, smaller
-from grpo_bench.policy.replica import Lane, replica
+from grpo_bench.policy.replica import Lane, remembers, replica
 from grpo_bench.policy.score import in_lanes, live_values, memory_tokens, micro_batch_tokens, score, tokens_at_once
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
     from grpo_bench.algos import Algorithm
     from grpo_bench.config import Config
 
-# of a model in lanes; of the embedded one's, ten times smaller, a lane's Python takes as long as what it computes
-LANE_PARAMETERS = 2 * 10**6
+# of a model in lanes: of a smaller one's a lane's Python takes as long as what it computes, of a larger one's it takes
+# little, and the second lane's gradients take memory
+LANE_PARAMETERS = range(2 * 10**6, 2**28)
 PER_TOKEN = ("old_logp", "ref_logp", "values", "step_ids", "advantages", "returns")
 
 
 @contextlib.contextmanager
 def _cast_once(networks: Sequence[Policy | None]) -> Iterator[None]:
-    low = [x.model for x in networks if x is not None and x.dtype == torch.bfloat16]
+    low = [x.model for x in networks if x is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu"]
     with cast_once(low):
         yield
 
@@ -75,6 +77,9 @@ class Learner:
         self.timed = timed
         self.cfg, self.algo, self.models = cfg, algo, models
         self.tokens = micro_batch_tokens(models.policy, cfg.micro_batch_tokens)  # halved when memory runs out
+        self._most = self.tokens
+        networks = (models.policy, models.reference, None if models.critic is None else models.critic.trunk)
+        self._alone = not models.policy.takes_plans or any(remembers(x.model) for x in networks if x is not None)
         self.lanes = [Lane(models.policy, models.critic)]  # and replicas, once they are used
         self.kept: list[list[tuple[Tensor, Tensor]]] = []  # values of each lane's rows of this step, with their graphs
         self.size = Size.of(models.policy.model)
@@ -124,7 +129,8 @@ class Learner:
                 critics = [(lane.critic or critic, share) for lane, share in zip(lanes, shares, strict=False)]
                 try:
                     with self.timed("values"):
-                        self.kept = side_by_side([partial(live_values, batch, *given) for given in critics])
+                        found = side_by_side([partial(live_values, batch, *given) for given in critics])
+                        self.kept = found if any(found) else []  # all rows may be dropped
                 except (RuntimeError, MemoryError) as e:
                     self._halve(e)  # the graph is given up: the critic looks twice
         without = self.without_signal(batch)
@@ -233,10 +239,14 @@ class Learner:
             lane.forget()
 
     def _lanes(self) -> list[Lane]:
-        """Those that scoring and updates use: the models themselves first, then replicas of them."""
+        """Those that scoring and updates use: the models themselves first, then replicas of them.
+
+        One where memory ran out once: a second lane has gradients of its own. The limit that was halved then is on
+        record, so a resumed run does the same.
+        """
         policy = self.models.policy
-        small = sum(p.numel() for p in policy.parameters()) < LANE_PARAMETERS
-        count = 1 if small or not policy.takes_plans else lanes.count(policy.device)
+        fits = sum(p.numel() for p in policy.parameters()) in LANE_PARAMETERS and self.tokens >= self._most
+        count = lane_count(policy.device) if fits and not self._alone else 1
         if not all(lane.holds() for lane in self.lanes):
             del self.lanes[1:]
         while len(self.lanes) < count:
@@ -308,12 +318,13 @@ class Learner:
         given = list(zip(lanes, waiting, clocks, strict=False))
         if train_policy or self.shared:
             with _cast_once([lane.policy for lane in lanes]):
-                found += side_by_side([partial(self._actors, *own, train_policy) for own in given])
+                last = self.critic is None or bool(kept)
+                found += side_by_side([partial(self._actors, *own, train_policy, last) for own in given])
         if self.critic is not None and not kept:
             with _cast_once([lane.critic.trunk for lane in lanes if lane.critic is not None]):
                 found += side_by_side([partial(self._critics, *own) for own in given])
-        found += side_by_side([partial(self._kept, *own) for own in zip(kept, clocks, strict=False)])
-        for lane in lanes[1:]:  # there are two at most
+        found += side_by_side([partial(self._kept_values, *own) for own in zip(kept, clocks, strict=False)])
+        for lane in self.lanes[1:]:
             gradients = lane.gradients()
             for optimiser in (self.policy, self.critic):
                 if optimiser is not None:
@@ -342,25 +353,28 @@ class Learner:
         return sums["policy_loss"], algo.value_weight * sums["value_loss"]
 
     def _actors(
-        self, lane: Lane, parts: list[tuple[Batch, Layout, Tensor]], timed: Timed, train_policy: bool
+        self, lane: Lane, parts: list[tuple[Batch, Layout, Tensor]], timed: Timed, train_policy: bool, last: bool
     ) -> dict[str, list[Tensor]]:
-        """What one lane's policy gives, micro-batch by micro-batch."""
+        """What one lane's policy gives, micro-batch by micro-batch; ``last``: nobody looks at these after it."""
         found: dict[str, list[Tensor]] = defaultdict(list)
-        for part, own, weight in parts:
+        for number in range(len(parts)):
+            part, own, weight = parts.pop(0) if last else parts[number]
             with timed("actor"):
                 self._actor(lane, part, own, weight, train_policy, found)
+            own.forget()
         return found
 
     def _critics(self, lane: Lane, parts: list[tuple[Batch, Layout, Tensor]], timed: Timed) -> dict[str, list[Tensor]]:
         """What a lane's critic of its own gives."""
         assert lane.critic is not None
         found: dict[str, list[Tensor]] = defaultdict(list)
-        for part, own, weight in parts:
+        while parts:
+            part, own, weight = parts.pop(0)
             with timed("critic"):
                 self._value_loss(part, weight, lane.critic.values(own), found).backward()
         return found
 
-    def _kept(self, kept: list[tuple[Batch, Tensor, Tensor]], timed: Timed) -> dict[str, list[Tensor]]:
+    def _kept_values(self, kept: list[tuple[Batch, Tensor, Tensor]], timed: Timed) -> dict[str, list[Tensor]]:
         """What a lane's values give that were computed when they were scored."""
         found: dict[str, list[Tensor]] = defaultdict(list)
         for part, weight, values in kept:

@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def _with_library(monkeypatch: pytest.MonkeyPatch, mallopt: Any) -> None:
-    for name in heap.OWN_SETTINGS:
+    for name in (*heap.OWN_SETTINGS, heap.OWN_ARENAS):
         monkeypatch.delenv(name, raising=False)
     others = {name: SimpleNamespace() for name in ("malloc", "free", "madvise")}
     others["sbrk"] = lambda more: 0  # where the heap is taken to end: no room is made
@@ -37,6 +37,12 @@ def test_freed_memory_is_kept(asked: list[tuple[int, int]]) -> None:
     assert heap.keep()
     # as malloc.h has them: M_ARENA_MAX -8, M_TRIM_THRESHOLD -1, M_MMAP_THRESHOLD -3; mallopt(3): -1 disables trimming
     assert asked == [(-8, 1), (-1, -1), (-3, 1024 * 1024 * 1024)]
+
+
+def test_a_callers_number_of_arenas_stays(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert heap.keep()
+    assert asked == [(-1, -1), (-3, 1024 * 1024 * 1024)]
 
 
 def test_an_older_library_maps_from_32_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:

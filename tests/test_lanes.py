@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from kernel_data import needs_training_tiles
 from model_data import batch_of, make, make_double, network, ragged
 from torch import Tensor
 
@@ -41,7 +45,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture
 def small_in_lanes(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "LANE_PARAMETERS", 0)
+    monkeypatch.setattr(update, "LANE_PARAMETERS", range(2**28))
 
 
 # --- who computes what ---
@@ -83,6 +87,29 @@ def test_an_error_is_raised_once_all_have_ended(fails: int, two_threads: None) -
         side_by_side([lambda: work(0), lambda: work(1)])
     assert ended == [1 - fails]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_an_error_does_not_hold_what_lanes_held(fails: int, two_threads: None) -> None:
+    class Held:
+        pass
+
+    gone: list[weakref.ref[Held]] = []
+
+    def work(number: int) -> Held:
+        held = Held()
+        gone.append(weakref.ref(held))
+        if number == fails:
+            raise MemoryError
+        return held
+
+    gc.disable()  # what it would find late is to be gone at once
+    try:
+        with contextlib.suppress(MemoryError):
+            side_by_side([lambda: work(0), lambda: work(1)])
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def grouped(prompts: list[int], completions: list[list[int]]) -> Batch:
@@ -132,7 +159,7 @@ def test_lanes_compute_more_at_once_than_one_lane_where_memory_holds_it(monkeypa
     assert tokens_at_once(own, 4096, None, 2) == 8192
     assert tokens_at_once(own, 2048, None, 2) == 4096  # halved after running out of memory
     assert tokens_at_once(own, 4096, 4096, 2) == 4096  # as configured
-    monkeypatch.setattr(score, "memory_tokens", lambda policy: 5000)
+    monkeypatch.setattr(score, "memory_tokens", lambda policy, lanes: 5000)
     assert tokens_at_once(own, 4096, None, 2) == 5000
     eight = grouped([2] * 8, [[4, 4]] * 8)  # 10 tokens each
     found = in_lanes(eight, torch.arange(16), 40, True, 2, at_once=80)
@@ -194,24 +221,36 @@ def test_frozen_weights_are_frozen_in_a_replica() -> None:
 # --- updates ---
 
 
-def given(cfg: Config, models: Models, old: bool) -> Batch:
-    """A batch before it is scored, with what is known without."""
-    batch = replace(batch_of(ragged(16, cfg.group_size, seed=4)), kl_coef=cfg.kl_coef)
-    assert old or not cfg.algo.needs_critic or batch.values is None
-    return batch
+def given(cfg: Config, flat: int = 0, dropped: int = 0) -> Batch:
+    """A batch before it is scored; of the first rows so many have one reward, and so many no tokens that count."""
+    batch = batch_of(ragged(16, cfg.group_size, seed=4))
+    rewards, mask = batch.rewards.clone(), batch.mask.clone()
+    rewards[:flat], mask[:dropped] = 1.0, 0.0
+    return replace(batch, kl_coef=cfg.kl_coef, rewards=rewards, mask=mask)
 
 
-def stepped(one_lane: bool, *overrides: str, kind: str = "llama") -> tuple[dict[str, float], list[Tensor], Learner]:
+def stepped(
+    one_lane: bool, *overrides: str, dtype: torch.dtype = torch.float64, flat: int = 0, dropped: int = 0
+) -> tuple[dict[str, float], list[Tensor], Learner]:
     """Two steps, scored and updated."""
     cfg = make(*overrides)
-    models = make_double(kind, cfg, cfg.algo.needs_critic, cfg.algo.needs_reference)
+    critic, reference = cfg.algo.needs_critic, cfg.algo.needs_reference
+    if dtype == torch.float64:
+        models = make_double("llama", cfg, critic, reference)
+    else:
+        models = make_models(network("llama", double=False), cfg.model, dtype, critic, reference)
     learner = Learner(cfg, cfg.algo, models)
     if one_lane:
         learner._lanes = lambda: learner.lanes[:1]  # type: ignore[method-assign]
     old = cfg.epochs * cfg.minibatches > 1
     found: dict[str, float] = {}
     for step in (1, 2):
-        batch = learner.scored(given(cfg, models, old), old)
+        batch = given(cfg, flat, dropped)
+        if dtype != torch.float64:
+            batch = replace(batch, mask=batch.mask.float(), rewards=batch.rewards.float())
+        if not critic:
+            batch = replace(batch, advantages=cfg.algo.advantages(batch)[0])
+        batch = learner.scored(batch, old)
         advantages, returns = cfg.algo.advantages(batch)
         found = learner.update(replace(batch, advantages=advantages, returns=returns), step, 0.0)
     weights = [*models.policy.parameters(), *(models.critic.parameters() if models.critic is not None else ())]
@@ -252,8 +291,56 @@ def test_steps_in_lanes_are_those_of_one(
     for w, e in zip(weights, expected, strict=True):
         torch.testing.assert_close(w, e, rtol=1e-9, atol=1e-12)
     assert learner.trained_tokens == one.trained_tokens
+    # where one lane splits a group the prompt is computed, and charged, twice
     assert learner.flops == one.flops or "micro_batch_tokens=60" in overrides
     assert all(q.grad is None for lane in learner.lanes for _, q in lane.pairs)
+
+
+@pytest.mark.parametrize(("flat", "dropped"), [(16, 0), (6, 0), (0, 16), (0, 4), (4, 6)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*GRPO, *ONCE, "kl_coef=0"),
+        (*GRPO, "epochs=1", "minibatches=2", "kl_coef=0"),
+        (*PPO, *ONCE, "model.critic=separate"),
+    ],
+)
+def test_rows_without_signal_or_tokens_are_left_out_in_lanes_too(
+    overrides: tuple[str, ...], flat: int, dropped: int, small_in_lanes: None
+) -> None:
+    want, expected, _ = stepped(True, *overrides, flat=flat, dropped=dropped)
+    found, weights, _ = stepped(False, *overrides, flat=flat, dropped=dropped)
+    assert found == pytest.approx(want, rel=1e-9, abs=1e-12)
+    for w, e in zip(weights, expected, strict=True):
+        torch.testing.assert_close(w, e, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "overrides", [(*GRPO, *ONCE, "kl_coef=0.1", "model.lora={r:2,alpha:4,targets:null}"), (*PPO, *ONCE)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precisions_in_lanes(overrides: tuple[str, ...], dtype: torch.dtype, small_in_lanes: None) -> None:
+    before = [p.detach().clone() for p in network("llama", double=False).parameters()]
+    want, expected, _ = stepped(True, *overrides, dtype=dtype)
+    found, weights, learner = stepped(False, *overrides, dtype=dtype)
+    again = stepped(False, *overrides, dtype=dtype)[1]
+    assert len(learner.lanes) == 2
+    assert all(map(torch.equal, weights, again))  # bit for bit
+    near = 1e-4 if dtype == torch.float32 else 0.05
+    assert found["policy/grad_norm"] == pytest.approx(want["policy/grad_norm"], rel=near)
+    if dtype == torch.float32 and "model.lora" not in overrides[-1]:
+        far = max(float((w - e).detach().abs().max()) for w, e in zip(weights, expected, strict=True))
+        moved = max(float((w - b).detach().abs().max()) for w, b in zip(weights, before, strict=False))
+        assert far < 0.01 * moved
+
+
+def test_models_that_change_as_they_compute_stay_in_one_lane(small_in_lanes: None) -> None:
+    cfg = make(*GRPO, *ONCE)
+    models = models_of(cfg)
+    rotary = next(x for x in models.policy.model.modules() if hasattr(x, "rope_type"))
+    assert len(Learner(cfg, cfg.algo, models)._lanes()) == 2
+    rotary.rope_type = "dynamic"
+    assert len(Learner(cfg, cfg.algo, models)._lanes()) == 1
 
 
 def test_small_models_stay_in_one_lane(two_threads: None) -> None:
@@ -288,6 +375,7 @@ def test_a_lane_that_runs_out_of_memory_halves_the_micro_batches_of_all(
     _, weights, learner = stepped(False, *GRPO, *ONCE)
     assert refused
     assert "out of memory: micro-batches of" in capsys.readouterr().err
+    assert len(learner._lanes()) == 1  # the other's gradients take memory
     for w, e in zip(weights, expected, strict=True):
         torch.testing.assert_close(w, e, rtol=1e-9, atol=1e-12)
     assert all(q.grad is None for lane in learner.lanes for _, q in lane.pairs)
@@ -302,6 +390,7 @@ def test_steps_in_lanes_are_the_same_each_time(small_in_lanes: None) -> None:
 # --- copies of weights in bfloat16 ---
 
 
+@needs_training_tiles
 def test_weights_are_cast_once_for_all_replicas_and_let_go() -> None:
     cfg = make(*GRPO, "kl_coef=0")
     models = make_models(network("llama", double=False), cfg.model, torch.bfloat16, False, False)
@@ -310,13 +399,19 @@ def test_weights_are_cast_once_for_all_replicas_and_let_go() -> None:
     def layers() -> list[list[TrainedLinear]]:
         return [[x for x in model.modules() if isinstance(x, TrainedLinear)] for model in both]
 
-    ids = torch.arange(40)[None] % 61
+    ids = torch.arange(80)[None] % 61  # enough that products are made here
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = [widen(model(input_ids=ids, use_cache=False).logits) for model in both]
         with cast_once(both):
             for first, second in zip(*layers(), strict=True):
                 assert first.low is second.low
-                assert first.low is None or torch.equal(first.low, first.weight.detach().to(torch.bfloat16))
+                assert first.low is not None
+                assert torch.equal(first.low, first.weight.detach().to(torch.bfloat16))
+                first.low.zero_()  # it is what the forward pass reads
+            assert widen(both[0](input_ids=ids, use_cache=False).logits).eq(0).all()
+            for first in layers()[0]:
+                assert first.low is not None
+                first.low.copy_(first.weight.detach())
             again = [widen(model(input_ids=ids, use_cache=False).logits) for model in both]
     assert all(x.low is None for own in layers() for x in own)
     assert all(map(torch.equal, plain, again))

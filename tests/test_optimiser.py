@@ -37,9 +37,8 @@ def test_gradients_that_are_added_count_in_the_norm_and_the_step(dtype: torch.dt
     optimiser.add({p: torch.tensor(x, dtype=dtype) for p, x in more.items()})
     # gradients (2, 2), 4, -4 and none: 4 + 4 + 16 + 16 = 40
     assert optimiser.step(1.0, 0.0) == (pytest.approx(math.sqrt(40)), True)
-    moved = [
-        x.tolist() for x in weights
-    ]  # by the rate, against the sign, and no further than decay where there is none
+    # by the rate, against the sign, and no further than decay where there is none
+    moved = [x.tolist() for x in weights]
     assert moved == [pytest.approx(x) for x in ([-0.1, -0.1], [-0.1], [0.1], [0.0])]
     assert all(p.grad is None for p in weights)
     optimiser.add({weights[0]: torch.ones(2, dtype=dtype)})

@@ -12,7 +12,7 @@ int64_t squared_sums(const int64_t *counts, int64_t tensors) {
   return sums;
 }
 
-/* The sum of the squares of all elements, to which those of ``others`` are added where there are some (else NULL). */
+/* The sum of the squares of all elements; those of others[t] are added first, in place, where it is not NULL. */
 double squared_sum(float *const *grads, const float *const *others, const int64_t *counts, int64_t tensors,
                    double *sums, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)

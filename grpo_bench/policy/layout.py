@@ -58,6 +58,12 @@ class Layout:
         ]
         return pack(prompts, group, self.tokens[:, width:], self.mask.sum(1).long(), rounded)
 
+    def forget(self) -> None:
+        """Let go what attention made for all layers of one forward and backward pass: masks as large as scores."""
+        for name in ("packed", "rounded"):
+            if name in vars(self):
+                getattr(self, name).biases.clear()
+
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
         """(b,L) ids from the left edge, and flat indices (n,) into b·L of the states that predict the targets.

@@ -53,6 +53,15 @@ class Lane:
             network.release()
 
 
+def remembers(model: nn.Module) -> bool:
+    """Whether a forward pass changes the model, or may, as in code that came with it: then it matters who computes."""
+    for module in model.modules():
+        kinds = str(getattr(module, "rope_type", ""))  # one, or one of each kind of layer
+        if type(module).__module__.startswith("transformers_modules.") or "dynamic" in kinds or "longrope" in kinds:
+            return True
+    return False
+
+
 def replica(models: Models) -> Lane:
     """Another lane's networks on the weights of ``models``."""
     policy, pairs = _policy(models.policy)

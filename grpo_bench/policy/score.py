@@ -35,12 +35,11 @@ CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cach
 # (bfloat16) of the time of one lane; with 2048 tokens each 0.97 and 1.09: what a micro-batch costs whatever its size
 # (its Python, the gradients of all weights) comes twice as often. In fp32 as many tokens take twice the memory.
 LANE_TOKENS = {torch.float32: 3072, torch.bfloat16: 4096}
-
 UNEVEN = 1.1  # times its even share that a lane may have: the others wait for it
 
 
-def memory_tokens(policy: Policy) -> int:
-    """Tokens whose activations a fixed share of memory holds.
+def memory_tokens(policy: Policy, lanes: int = 1) -> int:
+    """Tokens whose activations a fixed share of memory holds, beside the logits of so many lanes.
 
     Korthikanti et al. 2022 (arXiv:2205.05198, §4.1) count 34 bytes per token, layer and hidden unit when all is 16 bit;
     ``TOKEN_BYTES`` is what this program's forward keeps. Beside them the logits: probabilities of one chunk, or all of
@@ -53,9 +52,9 @@ def memory_tokens(policy: Policy) -> int:
     per_token = TOKEN_BYTES[policy.dtype] if compiled else PLAIN_TOKEN_BYTES
     per_token *= config.hidden_size * config.num_hidden_layers
     if policy.head_is_linear:
-        memory -= 4 * kept_elements(policy.device, torch.float32)
+        memory -= lanes * 4 * kept_elements(policy.device, torch.float32)
     elif policy.head_is_plain:
-        memory -= LOGIT_BYTES * LOGIT_ELEMENTS
+        memory -= lanes * LOGIT_BYTES * LOGIT_ELEMENTS
     else:
         per_token += LOGIT_BYTES * config.vocab_size
     return max(memory // per_token, 1)
@@ -73,7 +72,7 @@ def tokens_at_once(policy: Policy, tokens: int, configured: int | None, lanes: i
     """Tokens that lanes compute at once, together, where one lane computes ``tokens``: never more than memory holds."""
     if configured is not None or lanes == 1:
         return tokens
-    return max(tokens, min(tokens * lanes * LANE_TOKENS[policy.dtype] // CPU_TOKENS, memory_tokens(policy)))
+    return max(tokens, min(tokens * lanes * LANE_TOKENS[policy.dtype] // CPU_TOKENS, memory_tokens(policy, lanes)))
 
 
 def micro_batches(batch: Batch, rows: Tensor, tokens: int, packed: bool) -> Iterator[Tensor]:
@@ -133,7 +132,7 @@ def in_lanes(
     As many for each lane, of about as many tokens, groups whole. One lane where rows are not ``packed``, or where they
     cannot be shared out so. ``at_once``: of several lanes instead of ``tokens``, see ``tokens_at_once``.
     """
-    if lanes > 1 and packed and batch.prompt_lengths is not None:
+    if lanes > 1 and packed and len(rows) and batch.prompt_lengths is not None:
         sizes = batch.mask[rows].sum(1).long().tolist()
         groups, prompts = batch.group_ids[rows].tolist(), batch.prompt_lengths[rows].tolist()
         shares = _shared(groups, prompts, sizes, at_once or tokens, lanes)
@@ -188,7 +187,8 @@ def score(
 ) -> Batch:
     """Fill ``old_logp``, ``values`` and (with a reference) ``ref_logp``, all (B,T).
 
-    ``lanes`` have the networks of ``models``, the first of them these themselves; ``timed`` gets its seconds.
+    ``lanes`` have the networks of ``models``, the first of them these themselves; ``timed`` gets the seconds of that
+    one's parts.
     """
     reference = models.has_reference
     shape, device = batch.mask.shape, batch.mask.device

@@ -171,7 +171,7 @@ class NativeEngine:
         static = self.static or (self.cuda_graph and on_gpu)
         places = min(len(prompts), rows + 1)  # one prompt may be held for members that wait
         compiled = kernels.take(next(sampled.model.parameters()))
-        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled, lane)
+        key = (id(sampled), replace(sampling, limits=None), frozenset(ends), rows, places, total, compiled, lanes, lane)
         decoder = self._kept.pop(key, None)
         if decoder is not None and decoder.cache.width < width:
             decoder = None  # its memory goes before the next one takes as much

@@ -12,6 +12,7 @@ import torch
 
 from grpo_bench import kernels, lanes
 from grpo_bench.policy import Policy
+from grpo_bench.policy.replica import remembers
 from grpo_bench.rollout import Sampling
 
 # Measured on 2 cores, in turns with one lane: 256 rows of a Llama of 3.2M parameters took 0.93 to 0.97 of its time, 512
@@ -46,13 +47,7 @@ def worth_lanes(sampled: Policy) -> bool:
         return False
     if not kernels.take(weights[0]):
         return False
-    return not any(_remembers(module) for module in sampled.model.modules())
-
-
-def _remembers(module: torch.nn.Module) -> bool:
-    """Whether its forward pass changes it, or may, as in code that came with a model: lanes have one in common."""
-    kinds = str(getattr(module, "rope_type", ""))  # one, or one of each kind of layer
-    return type(module).__module__.startswith("transformers_modules.") or "dynamic" in kinds or "longrope" in kinds
+    return not remembers(sampled.model)  # lanes have it in common
 
 
 def split(work: list[int], count: int) -> tuple[list[list[int]], list[int]]:
