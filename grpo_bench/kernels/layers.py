@@ -73,7 +73,7 @@ def gate_gradient(gate: Tensor, up: Tensor, grad: Tensor, product: Tensor | None
 
     On a CPU ``product``, which may be ``grad``, becomes what ``gate`` makes of them.
     """
-    assert product is None or (product.shape == gate.shape and product.is_contiguous() and product.device.type == "cpu")
+    assert product is None or (product.shape == gate.shape and product.is_contiguous() and not gpu.serves(gate))
     if gpu.serves(gate):
         from grpo_bench.kernels.gpu import layers as on_gpu
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 from grpo_bench import kernels
-from grpo_bench.kernels import layers
+from grpo_bench.kernels import gpu, layers
 from grpo_bench.policy.linear import TrainedLinear
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class _GatedDown(torch.autograd.Function):
 
 def _need_not_keep(down: nn.Module, gate: Tensor, up: Tensor) -> bool:
     """Whether ``down`` would keep its input, and is a plain linear layer whose work ``_GatedDown`` can do."""
-    if type(down) not in (nn.Linear, TrainedLinear) or gate.device.type != "cpu" or "forward" in vars(down):
+    if type(down) not in (nn.Linear, TrainedLinear) or "forward" in vars(down):
+        return False
+    if gate.device.type != "cpu" or gpu.serves(gate):  # the other passes do not make it
         return False
     own = (down._forward_hooks, down._forward_pre_hooks, down._backward_hooks, down._backward_pre_hooks)
     if any(own) or hooks._has_any_global_hook():
