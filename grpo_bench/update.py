@@ -22,7 +22,7 @@ from grpo_bench.policy import Layout, Models, Policy, layout, memory_errors
 from grpo_bench.policy.linear import cast_once
 from grpo_bench.policy.memory import is_out_of_memory, smaller
 from grpo_bench.policy.replica import Lane, remembers, replica
-from grpo_bench.policy.score import in_lanes, live_values, memory_tokens, micro_batch_tokens, score, tokens_at_once
+from grpo_bench.policy.score import live_values, memory_tokens, micro_batch_tokens, score, share_out, tokens_at_once
 from grpo_bench.rollout.noise import generator
 from grpo_bench.types import Batch
 
@@ -259,7 +259,7 @@ class Learner:
     def _shares(self, batch: Batch, rows: Tensor, count: int) -> list[list[Tensor]]:
         """Each lane's micro-batches of these rows."""
         packed = self.models.policy.takes_plans
-        return in_lanes(batch, rows, self.tokens, packed, count, self._at_once(count))
+        return share_out(batch, rows, self.tokens, packed, count, self._at_once(count))
 
     def without_signal(self, batch: Batch) -> Tensor:
         """(B,) rows of groups whose advantages are all 0, where nothing else acts on them: they move nothing.

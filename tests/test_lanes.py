@@ -25,7 +25,7 @@ from grpo_bench.policy.critic import Critic
 from grpo_bench.policy.linear import TrainedLinear, cast_once
 from grpo_bench.policy.network import widen
 from grpo_bench.policy.replica import replica
-from grpo_bench.policy.score import in_lanes, tokens_at_once
+from grpo_bench.policy.score import share_out, tokens_at_once
 from grpo_bench.types import Batch
 from grpo_bench.update import Learner
 
@@ -120,7 +120,7 @@ def grouped(prompts: list[int], completions: list[list[int]]) -> Batch:
 
 
 def shared(batch: Batch, tokens: int, packed: bool = True, count: int = 2) -> list[list[list[int]]]:
-    found = in_lanes(batch, torch.arange(len(batch.mask)), tokens, packed, count)
+    found = share_out(batch, torch.arange(len(batch.mask)), tokens, packed, count)
     return [[part.tolist() for part in parts] for parts in found]
 
 
@@ -162,9 +162,9 @@ def test_lanes_compute_more_at_once_than_one_lane_where_memory_holds_it(monkeypa
     monkeypatch.setattr(score, "memory_tokens", lambda policy, lanes: 5000)
     assert tokens_at_once(own, 4096, None, 2) == 5000
     eight = grouped([2] * 8, [[4, 4]] * 8)  # 10 tokens each
-    found = in_lanes(eight, torch.arange(16), 40, True, 2, at_once=80)
+    found = share_out(eight, torch.arange(16), 40, True, 2, at_once=80)
     assert [len(parts) for parts in found] == [1, 1]
-    assert len(in_lanes(eight, torch.arange(16), 40, True, 1, at_once=80)[0]) == 2
+    assert len(share_out(eight, torch.arange(16), 40, True, 1, at_once=80)[0]) == 2
 
 
 def update_parts(batch: Batch, tokens: int) -> list[Tensor]:

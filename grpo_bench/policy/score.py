@@ -124,7 +124,7 @@ def _fill(groups: list[int], prompts: list[int], sizes: list[int], tokens: int) 
         yield part
 
 
-def in_lanes(
+def share_out(
     batch: Batch, rows: Tensor, tokens: int, packed: bool, lanes: int, at_once: int | None = None
 ) -> list[list[Tensor]]:
     """Micro-batches for each of at most ``lanes`` lanes, at most ``tokens`` in all that are computed at once.
@@ -221,7 +221,7 @@ def score(
     if needed:
         # adapters are switched off in the model itself, not in a lane's
         count = 1 if models.reference_is_base else len(lanes)
-        shares = in_lanes(batch, live, tokens, models.policy.takes_plans, count)
+        shares = share_out(batch, live, tokens, models.policy.takes_plans, count)
         side_by_side([
             partial(fill, lane, share, timed if i == 0 else untimed)
             for i, (lane, share) in enumerate(zip(lanes, shares, strict=False))
