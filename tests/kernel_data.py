@@ -6,12 +6,23 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from grpo_bench import kernels
+from grpo_bench.kernels import products
 
 needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no C compiler: the forms in torch are used")
-needs_tiles = pytest.mark.skipif(not kernels.multiplies(torch.zeros(1, 1)), reason="no AMX on this processor")
-needs_training_tiles = pytest.mark.skipif(not kernels.trains(torch.zeros(32, 32)), reason="no AMX on this processor")
+needs_tiles = pytest.mark.skipif(not products.multiplies(torch.zeros(1, 1)), reason="no AMX on this processor")
+needs_vectors = pytest.mark.skipif(
+    not products.multiplies(torch.zeros(1, 1), torch.float32), reason="no AVX-512 on this processor"
+)
+PRODUCTS = [pytest.param(torch.float32, marks=needs_vectors), pytest.param(torch.bfloat16, marks=needs_tiles)]
+needs_training_tiles = pytest.mark.skipif(not products.trains(torch.zeros(32, 32)), reason="no AMX on this processor")
+
+
+def packed(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """``weight`` packed by itself."""
+    return products.pack(weight, products.packed_room([weight.shape], dtype)[0])
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from grpo_bench import kernels
 from grpo_bench.collect import make_batch
 from grpo_bench.kernels import gpu, layers
+from grpo_bench.kernels import head as compiled
 from grpo_bench.policy import Policy, flash_attention, layout
 from grpo_bench.policy.flash_attention import Part, Segments
 from grpo_bench.policy.packed import pack
@@ -140,7 +141,7 @@ def test_softmax_over_the_vocabulary(words: int, dtype: torch.dtype, temperature
     p = exact.exp()
     entropy = -torch.where(p > 0, p * exact, 0.0).sum(-1)
     probs = logits.clone()
-    logp, own_entropy = kernels.soften(probs, targets, temperature)
+    logp, own_entropy = compiled.soften(probs, targets, temperature)
     wanted = exact.gather(1, targets[:, None]).squeeze(1)
     assert torch.allclose(logp.double(), wanted, rtol=1e-6, atol=3e-6)
     assert torch.allclose(own_entropy.double(), entropy, rtol=1e-5, atol=1e-5)
@@ -151,14 +152,14 @@ def test_softmax_over_the_vocabulary(words: int, dtype: torch.dtype, temperature
 def test_what_is_not_a_number_shows(wrong: float) -> None:
     logits = torch.zeros(2, 40, device=DEVICE)
     logits[1, 7] = wrong
-    logp, _ = kernels.soften(logits, torch.tensor([3, 3], device=DEVICE), 1.0)
+    logp, _ = compiled.soften(logits, torch.tensor([3, 3], device=DEVICE), 1.0)
     assert logp.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_gradient_of_log_probs_by_hand(dtype: torch.dtype) -> None:
     probs = torch.tensor([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]], device=DEVICE).to(dtype)
-    kernels.logp_gradient(probs, torch.tensor([1, 0], device=DEVICE), torch.tensor([2.0, 3.0], device=DEVICE))
+    compiled.logp_gradient(probs, torch.tensor([1, 0], device=DEVICE), torch.tensor([2.0, 3.0], device=DEVICE))
     assert probs.tolist() == [[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]
 
 

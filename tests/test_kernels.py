@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
+from kernel_data import PRODUCTS, kernels_on, needs_compiler, needs_tiles, needs_vectors, packed  # noqa: F401
 from model_data import make, network
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_bench import kernels
-from grpo_bench.kernels import build, layers
+from grpo_bench.kernels import build, layers, products
 from grpo_bench.policy import Policy, norms
 from grpo_bench.rollout import Noise, Sampling, packed_linear
 from grpo_bench.rollout.cache import SharedPrefixCache
@@ -79,8 +79,8 @@ def test_threads_change_no_bit(monkeypatch):
     def all_of_them() -> list[Tensor]:
         out = [decode(torch.float32, 4, 2, 32, None, None), *draw(logits, Sampling(1.0, 1), uniforms)]
         out.append(kernels.rms_norm(logits, logits[0], 1e-5))
-        if kernels.multiplies(weight):
-            out.append(kernels.multiply(torch.ones(40, 50, dtype=torch.bfloat16), kernels.pack(weight), 70))
+        if products.multiplies(weight):
+            out.append(products.multiply(torch.ones(40, 50, dtype=torch.bfloat16), packed(weight), 70))
         return out
 
     torch.set_num_threads(1)
@@ -151,39 +151,61 @@ def test_products_with_packed_weights(dtype, rows, columns, depth, bias):
     x, weight = torch.randn(2, rows, depth).bfloat16(), torch.randn(columns, depth).to(dtype)
     plus = torch.randn(columns).bfloat16() if bias else None
     exact = x.double() @ weight.bfloat16().double().T + (plus.double() if plus is not None else 0.0)
-    out = kernels.multiply(x, kernels.pack(weight), columns, plus)
+    out = products.multiply(x, packed(weight), columns, plus)
     torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=2**-8)  # half a unit in the last place
 
 
-@needs_tiles
+@needs_vectors
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [(1, 32, 32), (5, 192, 576), (40, 688, 256), (33, 200, 700), (3, 10, 40), (2, 33, 33), (1, 1, 1), (300, 40, 2000)],
+)
+def test_products_in_fp32(monkeypatch, rows, columns, depth, bias):
+    """Each row's are the same bit for bit, whatever the rows beside it and the number of threads."""
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    torch.manual_seed(rows)
+    x, weight = torch.randn(2, rows, depth), torch.randn(columns, depth)
+    plus = torch.randn(columns) if bias else None
+    exact = x.double() @ weight.double().T + (plus.double() if plus is not None else 0.0)
+    ready = packed(weight, torch.float32)
+    out = products.multiply(x, ready, columns, plus)
+    largest = (x.abs() @ weight.T.abs() + (plus.abs() if plus is not None else 0.0)).max()
+    assert (out - exact).abs().max() <= (depth + 1) * 2**-24 * largest
+    torch.set_num_threads(1)
+    alone = torch.stack([products.multiply(row, ready, columns, plus) for row in x.flatten(0, 1)])
+    assert torch.equal(alone.view_as(out), out)
+
+
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("rows", "columns", "depth"), [(1, 16, 32), (32, 48, 576), (33, 1536, 64), (45, 100, 50), (7, 17, 33), (1, 1, 1)]
 )
-def test_gated_products_round_as_their_parts_do(monkeypatch, threads, rows, columns, depth):
+def test_gated_products_round_as_their_parts_do(monkeypatch, dtype, threads, rows, columns, depth):
     monkeypatch.setattr(kernels, "SMALL", 0)
     torch.set_num_threads(threads)
     torch.manual_seed(rows)
-    x, gate, up = torch.randn(rows, depth).bfloat16(), torch.randn(columns, depth), torch.randn(columns, depth)
-    wide = -(-columns // kernels.TILE) * kernels.TILE
-    both_of_them = kernels.packed_room([(2 * wide, depth)])[0].fill_(math.nan)
-    kernels.pack(gate, both_of_them, first=0, step=2)
-    kernels.pack(up, both_of_them, first=1, step=2)
-    want = layers.gate(*(kernels.multiply(x, kernels.pack(w), columns) for w in (gate, up)))
-    assert torch.equal(kernels.multiply(x, both_of_them, columns, gated=True), want)
+    x, gate, up = torch.randn(rows, depth).to(dtype), torch.randn(columns, depth), torch.randn(columns, depth)
+    wide = -(-columns // products.TILE) * products.TILE
+    both_of_them = products.packed_room([(2 * wide, depth)], dtype)[0].fill_(math.nan)
+    products.pack(gate, both_of_them, first=0, step=2)
+    products.pack(up, both_of_them, first=1, step=2)
+    want = layers.gate(*(products.multiply(x, packed(w, dtype), columns) for w in (gate, up)))
+    assert torch.equal(products.multiply(x, both_of_them, columns, gated=True), want)
 
 
-@needs_tiles
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("rows", [1, 70])
-def test_weights_packed_behind_each_other_give_what_they_give_alone(rows):
+def test_weights_packed_behind_each_other_give_what_they_give_alone(dtype, rows):
     torch.manual_seed(0)
-    x, parts = torch.randn(rows, 70).bfloat16(), [torch.randn(n, 70) for n in (48, 16, 33)]
-    room, first = kernels.packed_room([(97, 70)])[0].fill_(math.nan), 0
+    x, parts = torch.randn(rows, 70).to(dtype), [torch.randn(n, 70) for n in (48, 16, 33)]
+    room, first = products.packed_room([(97, 70)], dtype)[0].fill_(math.nan), 0
     for part in parts:
-        kernels.pack(part, room, first)
-        first += len(part) // kernels.TILE
-    want = torch.cat([kernels.multiply(x, kernels.pack(w), len(w)) for w in parts], dim=1)
-    assert torch.equal(kernels.multiply(x, room, 97), want)
+        products.pack(part, room, first)
+        first += len(part) // products.TILE
+    want = torch.cat([products.multiply(x, packed(w, dtype), len(w)) for w in parts], dim=1)
+    assert torch.equal(products.multiply(x, room, 97), want)
 
 
 @needs_tiles
@@ -192,21 +214,29 @@ def test_products_of_many_rows(monkeypatch):
     torch.manual_seed(0)
     x, weight = torch.randn(601, 1536).bfloat16(), torch.randn(40, 1536)
     exact = x.double() @ weight.bfloat16().double().T
-    out = kernels.multiply(x, kernels.pack(weight), 40)
+    out = products.multiply(x, packed(weight), 40)
     torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=2**-8)
 
 
-@needs_tiles
+@pytest.fixture
+def any_size(monkeypatch):
+    """Models of any size are packed in fp32 too."""
+    monkeypatch.setattr(packed_linear, "WIDE_PARAMETERS", range(2**40))
+
+
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "tied"])
-def test_a_copy_for_sampling_follows_the_weights(kind):
-    policy = Policy(network("llama" if kind == "tied" else kind, double=False), torch.bfloat16)
+def test_a_copy_for_sampling_follows_the_weights(any_size, dtype, kind):
+    policy = Policy(network("llama" if kind == "tied" else kind, double=False), dtype)
     if kind == "tied":
         policy.model.lm_head.weight = policy.model.model.embed_tokens.weight
-    copy = SamplingCopy(policy, torch.bfloat16)
+    copy = SamplingCopy(policy, dtype)
     assert any(isinstance(m, PackedLinear) for m in copy.policy.model.modules())
     assert {n: (p.shape, p.dtype) for n, p in copy.policy.named_parameters()} == {
-        n: (p.shape, torch.bfloat16) for n, p in policy.named_parameters()
+        n: (p.shape, dtype) for n, p in policy.named_parameters()
     }
+    own = {p.data_ptr() for p in policy.parameters()}
+    assert own.isdisjoint(x.data_ptr() for x in copy.weights())
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         before = copy.policy.model(ids, use_cache=False).logits
@@ -218,35 +248,36 @@ def test_a_copy_for_sampling_follows_the_weights(kind):
         fast = copy.policy.model(ids, use_cache=False).logits
         assert not torch.allclose(fast, before, atol=0.02)
         kernels.use(False)
-        plain = SamplingCopy(policy, torch.bfloat16)
+        plain = SamplingCopy(policy, dtype)
         assert not any(isinstance(m, PackedLinear) for m in plain.policy.model.modules())
-        torch.testing.assert_close(fast, plain.policy.model(ids, use_cache=False).logits, atol=0.1, rtol=0.05)
+        near = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(fast, plain.policy.model(ids, use_cache=False).logits, **near)
 
 
-@needs_tiles
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("biased", [False, True])
-def test_layers_of_one_input_are_one_product(monkeypatch, biased):
+def test_layers_of_one_input_are_one_product(any_size, monkeypatch, dtype, biased):
     """And give what they give by themselves, bit for bit."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=50, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.2,
     )  # fmt: skip
-    policy = Policy(Qwen2ForCausalLM(config).eval(), torch.bfloat16)
+    policy = Policy(Qwen2ForCausalLM(config).eval(), dtype)
     for layer in policy.model.model.layers:
         for name in ("q_proj", "k_proj", "v_proj"):
             part = getattr(layer.self_attn, name)
             part.bias = torch.nn.Parameter(torch.randn(part.out_features)) if biased else None
-    copy = SamplingCopy(policy, torch.bfloat16)
+    copy = SamplingCopy(policy, dtype)
     monkeypatch.setattr(packed_linear, "SIBLINGS", ())
-    apart = SamplingCopy(policy, torch.bfloat16)
+    apart = SamplingCopy(policy, dtype)
     layer = copy.policy.model.model.layers[0]
     assert layer.self_attn.q_proj.packed is layer.self_attn.v_proj.packed
     assert layer.mlp.gate_proj.packed is layer.mlp.up_proj.packed
     calls = []
     with torch.no_grad(), kernels.heard(calls):
-        layer.mlp(torch.ones(1, 3, 64, dtype=torch.bfloat16))
-    assert [function.__name__ for function, _, _ in calls] == ["multiply", "multiply"]
+        layer.mlp(torch.ones(1, 3, 64, dtype=dtype))
+    assert [function.__name__ for function, _, _ in calls] == [f"multiply_{kernels.NAMES[dtype]}"] * 2
     for rows in (1, 40, 300):
         ids = torch.arange(rows)[None] % 50
         with torch.no_grad():
@@ -304,7 +335,7 @@ def test_nothing_is_compiled_where_kernels_are_not_used(monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
-def test_the_engine_samples_the_same_with_and_without(kind):
+def test_the_engine_samples_the_same_with_and_without(any_size, kind):
     policy = Policy(network(kind, vocab=512, double=False), torch.float32)
     tokenizer = tiny_tokenizer(make().model.tiny)
     prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
@@ -320,10 +351,10 @@ def test_the_engine_samples_the_same_with_and_without(kind):
 def test_without_a_compiler_all_goes_through_torch(monkeypatch, capsys):
     monkeypatch.setattr(build, "compiler", lambda: None)
     kernels._library.cache_clear()
-    kernels._has_tiles.cache_clear()
+    kernels._has_products.cache_clear()
     try:
         assert not kernels.available()
-        assert not kernels.multiplies(torch.zeros(1, 1))
+        assert not products.multiplies(torch.zeros(1, 1))
         assert kernels.fingerprint() is None
         assert capsys.readouterr().err.count("no C compiler") == 1
         assert not kernels.take(torch.zeros(1))
@@ -331,7 +362,7 @@ def test_without_a_compiler_all_goes_through_torch(monkeypatch, capsys):
         assert tokens.tolist() == [0, 3]
     finally:
         kernels._library.cache_clear()
-        kernels._has_tiles.cache_clear()
+        kernels._has_products.cache_clear()
 
 
 def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):

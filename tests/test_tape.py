@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
+from kernel_data import PRODUCTS, kernels_on, needs_compiler, needs_tiles, packed  # noqa: F401
 from model_data import ARCHITECTURES, make
 from test_rollout_native import PROMPTS, model, tokenizer
 from torch import Tensor
 
 from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
+from grpo_bench.kernels import products
 from grpo_bench.policy import Policy, make_models
 from grpo_bench.rollout import Noise, Sampling, decode, native, pages, taped
 from grpo_bench.rollout.native import NativeEngine
@@ -281,26 +282,26 @@ def test_a_tape_follows_what_its_inputs_hold() -> None:
         assert torch.equal(tape.play(), want)
 
 
-@needs_tiles
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("rows", [3, 32, 70])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_product_writes_the_sum_behind_it(rows, first) -> None:
+def test_a_product_writes_the_sum_behind_it(dtype, rows, first) -> None:
     """Also where that would come to lie on the product's factor, which nobody holds any more."""
     torch.manual_seed(0)
-    x, weight = torch.randn(rows, 64).bfloat16(), torch.randn(64, 64) / 8
-    packed = kernels.pack(weight)
+    x, weight = torch.randn(rows, 64).to(dtype), torch.randn(64, 64) / 8
+    ready = packed(weight, dtype)
 
     def function() -> Tensor:
         y = x
         for _ in range(5):
-            made = kernels.multiply(torch.tanh(y), packed, 64)
+            made = products.multiply(torch.tanh(y), ready, 64)
             y = y + made if first else made + y
             y = y + y
         return y
 
     tape = Tape(function)
-    assert [f.__name__ for f, _, _ in tape._calls].count("add_bfloat16") == 5
+    assert [f.__name__ for f, _, _ in tape._calls].count(f"add_{kernels.NAMES[dtype]}") == 5
     for _ in range(3):
         want = function()
         assert torch.equal(tape.play(), want)

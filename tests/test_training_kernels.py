@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
+from grpo_bench.kernels import head as compiled
+from grpo_bench.kernels import products
 from grpo_bench.policy import Policy, head, layout, linear, memory
 from grpo_bench.policy.linear import TrainedLinear
 from grpo_bench.policy.load import load_model
@@ -38,12 +40,12 @@ def test_gradient_of_weights_equals_the_formula(rows, columns, depth):
     exact = grad.double().T @ x.double()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        own = kernels.weight_gradient(grad, x)
+        own = products.weight_gradient(grad, x)
         assert own.dtype == torch.float32
         assert near(own, exact, 2**-20)
     wider = torch.randn(rows, columns + 32).bfloat16()
     wider[:, 32:] = grad
-    assert torch.equal(kernels.weight_gradient(wider[:, 32:], x), own)
+    assert torch.equal(products.weight_gradient(wider[:, 32:], x), own)
 
 
 @needs_training_tiles
@@ -54,8 +56,8 @@ def test_gradients_of_layers_of_one_input_are_those_of_each_bit_for_bit(rows):
     grads = [torch.randn(rows, columns).bfloat16() for columns in (32, 5, 8192 + 40, 64)]
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found = kernels.weight_gradients(grads, x)
-        assert all(torch.equal(a, kernels.weight_gradient(g, x)) for a, g in zip(found, grads, strict=True))
+        found = products.weight_gradients(grads, x)
+        assert all(torch.equal(a, products.weight_gradient(g, x)) for a, g in zip(found, grads, strict=True))
 
 
 @needs_training_tiles
@@ -63,7 +65,7 @@ def test_gradient_of_weights_by_hand():
     """1 + 2⁻⁹ is a sum that bfloat16 would round to 1; an entry counts where both factors do."""
     x, grad = torch.zeros(3, 64).bfloat16(), torch.zeros(3, 32).bfloat16()
     x[0, 40], x[2, 40], grad[0, 5], grad[2, 5] = 1, 2, 1, 2**-10
-    own = kernels.weight_gradient(grad, x)
+    own = products.weight_gradient(grad, x)
     assert own[5, 40].item() == 1 + 2**-9
     assert own.count_nonzero() == 1
 
@@ -75,7 +77,7 @@ def test_threads_change_no_bit():
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(kernels.weight_gradient(grad, x))
+        found.append(products.weight_gradient(grad, x))
     assert torch.equal(*found)
 
 
@@ -97,7 +99,7 @@ def test_softmax_over_the_vocabulary(dtype, words, temperature):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         probs = logits.clone()
-        found.append((*kernels.soften(probs, targets, temperature), probs))
+        found.append((*compiled.soften(probs, targets, temperature), probs))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     logp, own_entropy, probs = found[0]
     own = exact.gather(1, targets[:, None]).squeeze(1)
@@ -109,7 +111,7 @@ def test_softmax_over_the_vocabulary(dtype, words, temperature):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradient_of_log_probs_by_hand(dtype):
     probs = torch.tensor([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]]).to(dtype)
-    kernels.logp_gradient(probs, torch.tensor([1, 0]), torch.tensor([2.0, 3.0]))
+    compiled.logp_gradient(probs, torch.tensor([1, 0]), torch.tensor([2.0, 3.0]))
     assert probs.tolist() == [[-0.5, 1.0, -0.5], [0.0, 0.0, 0.0]]
 
 
@@ -124,8 +126,8 @@ def test_a_target_that_is_no_word_raises(targets):
 def test_targets_need_not_be_dense():
     torch.manual_seed(0)
     logits, targets = torch.randn(500, 40), torch.randint(40, (500, 2))
-    plain = kernels.soften(logits.clone(), targets[:, 0].contiguous(), 1.0)[0]
-    assert torch.equal(kernels.soften(logits, targets[:, 0], 1.0)[0], plain)
+    plain = compiled.soften(logits.clone(), targets[:, 0].contiguous(), 1.0)[0]
+    assert torch.equal(compiled.soften(logits, targets[:, 0], 1.0)[0], plain)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
@@ -134,7 +136,7 @@ def test_what_is_not_a_number_shows(dtype, wrong):
     """A loss that is not finite is not stepped on: it must not be softened into a number."""
     logits = torch.zeros(3, 40).to(dtype)
     logits[1, 7] = wrong
-    logp, entropy = kernels.soften(logits, torch.tensor([0, 1, 2]), 1.0)
+    logp, entropy = compiled.soften(logits, torch.tensor([0, 1, 2]), 1.0)
     assert logp.isnan().tolist() == entropy.isnan().tolist() == [False, True, False]
     assert logits.isnan().all(-1).tolist() == [False, True, False]
 
@@ -166,8 +168,8 @@ def test_gradients_that_are_not_dense():
     torch.manual_seed(0)
     x, row = torch.randn(70, 48).bfloat16(), torch.randn(1, 33).bfloat16()
     for grad in (row.expand(70, 33), row.mT.expand(33, 70).mT, torch.randn(33, 70).bfloat16().mT):
-        assert near(kernels.weight_gradient(grad, x), grad.double().T @ x.double(), 2**-20)
-    assert kernels.weight_gradient(torch.empty(0, 33).bfloat16(), torch.empty(0, 48).bfloat16()).eq(0).all()
+        assert near(products.weight_gradient(grad, x), grad.double().T @ x.double(), 2**-20)
+    assert products.weight_gradient(torch.empty(0, 33).bfloat16(), torch.empty(0, 48).bfloat16()).eq(0).all()
 
 
 def layer(depth: int = 64, columns: int = 96, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -385,13 +387,13 @@ def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):
     assert policy.head_is_linear
     batch = batch_of(ragged(48, 8))
     layers = [m.out_features for m in policy.modules() if isinstance(m, TrainedLinear)]
-    calls, made, tiles = [], kernels.weight_gradients, kernels.trains(torch.zeros(32, 32))
+    calls, made, tiles = [], products.weight_gradients, products.trains(torch.zeros(32, 32))
 
     def counted(grads, x):
         calls.extend(grad.shape[1] for grad in grads)
         return made(grads, x)
 
-    monkeypatch.setattr(kernels, "weight_gradients", counted)
+    monkeypatch.setattr(products, "weight_gradients", counted)
     found = []
     for on in (True, False):
         kernels.use(on)

@@ -2,7 +2,7 @@
 
 One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
 passing over memory again and again took most of the time. ``sampling.c``, ``attention.c``, ``layers.c`` and
-``optimiser.c`` do each in one pass on a processor, ``gpu/`` on a GPU; ``products.c`` reads weights in the order in
+``optimiser.c`` do each in one pass on a processor, ``gpu/`` on a GPU; ``products*.c`` read weights in the order in
 which they lie, and ``decode_tiles.c`` a prompt's keys for all of its rows at once. Each function equals a form in
 torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32 and bfloat16, with
 ``GRPO_BENCH_KERNELS=0``.
@@ -27,8 +27,6 @@ from grpo_bench.kernels import build, gpu
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 TILES = 32  # rows and depth of a block in products.c
-TILE = 16  # columns of one tile there
-COLUMNS = 8192  # of a weight whose gradient is made at once
 SMALL = 2**17  # multiplications that one thread does sooner than it wakes another
 _allowed = os.environ.get("GRPO_BENCH_KERNELS", "1") != "0"
 
@@ -71,11 +69,15 @@ def _library() -> ctypes.CDLL | None:
     library.squared_sums.argtypes, library.squared_sums.restype = [p, i], i
     library.squared_sum.argtypes, library.squared_sum.restype = [p, p, p, i, p, c], ctypes.c_double
     library.adamw.argtypes = [*[p] * 5, i, *[f] * 9, c]
-    if library.can_multiply():
-        library.packed_size.argtypes, library.packed_size.restype = [i, i], i
-        library.multiply.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]
+    if library.can_multiply_float32():
+        library.packed_size_float32.argtypes, library.packed_size_float32.restype = [i, i], i
+        library.multiply_float32.argtypes = [p, p, p, p, p, p, i, i, i, c, c]
+        library.pack_float32_float32.argtypes = [p, i, i, p, i, i, i, c]
+    if library.can_multiply_bfloat16():
+        library.packed_size_bfloat16.argtypes, library.packed_size_bfloat16.restype = [i, i], i
+        library.multiply_bfloat16.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]
         for name in NAMES.values():
-            getattr(library, f"pack_{name}").argtypes = [p, i, i, p, i, i, i, c]
+            getattr(library, f"pack_{name}_bfloat16").argtypes = [p, i, i, p, i, i, i, c]
         library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
         library.tiled_decode_room.argtypes, library.tiled_decode_room.restype = [i, i], i
         if library.tiled_decode_room(TILES, TILES):
@@ -232,173 +234,12 @@ def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, 
 
 
 @cache
-def _has_tiles() -> bool:
+def _has_products(dtype: torch.dtype) -> bool:
+    """Whether this processor is one that products in ``dtype`` are written for; bfloat16: by its matrix tiles."""
     library = _library()
-    return library is not None and bool(library.can_multiply())
+    return library is not None and dtype in NAMES and bool(getattr(library, f"can_multiply_{NAMES[dtype]}")())
 
 
 @cache
 def _has_tiled_attention() -> bool:
-    return _has_tiles() and bool(_library().tiled_decode_room(TILES, TILES))  # type: ignore[union-attr]
-
-
-def multiplies(weight: Tensor) -> bool:
-    """Whether products with bfloat16 copies of ``weight`` are made here: by the processor's matrix tiles."""
-    return _allowed and weight.device.type == "cpu" and weight.dtype in NAMES and weight.dim() == 2 and _has_tiles()
-
-
-def packed_room(shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Room for ``pack`` of weights of each of these shapes (n,k), one behind the other in one place.
-
-    The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of the
-    products' time (measured).
-    """
-    library: Any = _library()
-    sizes = [library.packed_size(*shape) for shape in shapes]
-    return list(torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes))
-
-
-def pack(weight: Tensor, room: Tensor | None = None, first: int | None = None, step: int = 1) -> Tensor:
-    """(n,k) weights in the order in which ``multiply`` reads them, as bfloat16; in ``room`` where it is given.
-
-    With ``first`` they are part of what is packed there: their tiles of 16 columns, the last one filled up with zeros,
-    become the first, the (first + step)th and so on.
-    """
-    library: Any = _library()
-    weight = weight.contiguous()
-    packed = packed_room([weight.shape])[0] if room is None else room
-    tiles = -(-weight.shape[0] // TILE)
-    if first is None:
-        first, tiles = 0, tiles + tiles % 2
-        assert packed.numel() == library.packed_size(*weight.shape)
-    assert packed.numel() >= library.packed_size((first + (tiles - 1) * step + 1) * TILE, weight.shape[1])
-    assert packed.is_contiguous()
-    _call(
-        f"pack_{NAMES[weight.dtype]}",
-        weight.data_ptr(), *weight.shape, packed.data_ptr(), tiles, first, step, _threads(weight.numel()),
-    )  # fmt: skip
-    return packed
-
-
-def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:
-    """(...,k) bfloat16 and packed (n,k) weights, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32.
-
-    ``gated``: what is packed are two such weights, tile by tile in turns -> silu(x·Vᵀ) · x·Wᵀ, without a bias.
-    """
-    x = x.contiguous()
-    depth = x.shape[-1]
-    library: Any = _library()
-    width = 2 * -(-columns // TILE) * TILE if gated else columns
-    assert x.dtype == packed.dtype == torch.bfloat16
-    assert packed.numel() == library.packed_size(width, depth)
-    assert bias is None or (bias.dtype == x.dtype and bias.numel() == columns and bias.is_contiguous())
-    out = x.new_empty(*x.shape[:-1], columns)
-    rows = x.numel() // depth
-    there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie
-    padded = None if there == rows else x.new_empty(-(-rows // TILES) * TILES - there, -(-depth // TILES) * TILES)
-    _call(
-        "multiply", x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
-        None, None, None if padded is None else padded.data_ptr(), rows, columns, depth, int(gated),
-        _threads(columns * depth),
-    )  # fmt: skip
-    return out
-
-
-def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, to: Tensor, out: Tensor) -> Any:
-    """A call heard of ``multiply``, to -> a call that also writes ``added`` + ``to`` to ``out``; None if it is not one.
-
-    (n,m) bfloat16, dense; ``out`` may not lie where the product's factors do.
-    """
-    function, args, _ = product
-    if getattr(function, "__name__", "") != "multiply" or args[3] != to.data_ptr() or to.dtype != torch.bfloat16:
-        return None
-    x, *_, plus, _, padded, rows, columns, depth, gated, _ = args
-    if plus is not None or gated or to.numel() != rows * columns or not added.numel() == out.numel() == rows * columns:
-        return None
-    deep = -(-depth // TILES) * TILES
-    read = [(x, 2 * rows * depth)] + ([] if padded is None else [(padded, 2 * (rows + TILES) * deep)])
-    read.append((to.data_ptr(), to.nbytes))
-    if any(start < out.data_ptr() + out.nbytes and out.data_ptr() < start + size for start, size in read):
-        return None
-    return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
-
-
-def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(n,V) logits, dense, become probabilities at ``temperature``, in place -> (n,) log-probs of ``targets`` and
-    entropies, fp32. Rows with a NaN or an infinite largest logit become NaN."""
-    if gpu.serves(logits):
-        from grpo_bench.kernels.gpu import head as on_gpu
-
-        return on_gpu.soften(logits, targets, temperature)
-    rows, words = logits.shape
-    targets = targets.to(torch.long).contiguous()
-    if rows and not 0 <= int(targets.min()) <= int(targets.max()) < words:
-        raise IndexError(f"a target of {int(targets.min())} to {int(targets.max())} is not one of {words} words")
-    logps, entropies = torch.empty(rows), torch.empty(rows)
-    threads = _threads(logits.numel())
-    scratch = torch.empty(threads, words)
-    _call(
-        f"soften_{NAMES[logits.dtype]}",
-        logits.data_ptr(), rows, words, targets.data_ptr(), temperature, logps.data_ptr(),
-        entropies.data_ptr(), scratch.data_ptr(), threads,
-    )  # fmt: skip
-    return logps, entropies
-
-
-def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
-    """(n,V) probabilities, dense, become ``scales`` (n,) times (1 at the target - p), in place.
-
-    ``targets`` are those that ``soften`` took.
-    """
-    if gpu.serves(probs):
-        from grpo_bench.kernels.gpu import head as on_gpu
-
-        return on_gpu.logp_gradient(probs, targets, scales)
-    scales, targets = scales.float().contiguous(), targets.to(torch.long).contiguous()
-    _call(
-        f"logp_gradient_{NAMES[probs.dtype]}",
-        probs.data_ptr(), *probs.shape, targets.data_ptr(), scales.data_ptr(), _threads(probs.numel()),
-    )  # fmt: skip
-
-
-@cache
-def _has_weight_gradient() -> bool:
-    return _has_tiles() and bool(_library().weight_gradient_room(TILES, TILES, TILES))  # type: ignore[union-attr]
-
-
-def trains(weight: Tensor) -> bool:
-    """Whether the gradient of these (m,k) fp32 weights of a layer that computes in bfloat16 is made here."""
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return _allowed and on_cpu and weight.dim() == 2 and _has_weight_gradient()
-
-
-def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """(n,m) for each of some layers of one input and (n,k), bfloat16 -> each layer's (m,k) fp32: gradᵀ·x, summed in
-    fp32. ``x`` is laid out once for all of them."""
-    x = x.contiguous()
-    rows, depth = x.shape
-    library: Any = _library()
-    most = max(max(grad.shape[1] for grad in grads), 1)
-    some = min(most, COLUMNS)
-    scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
-    aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
-    out, made = [], 0
-    for grad in map(_dense_last, grads):
-        assert grad.shape[0] == rows
-        assert grad.dtype == x.dtype == torch.bfloat16
-        whole = torch.empty(grad.shape[1], depth, dtype=torch.float32)
-        for first in range(0, len(whole), some):  # of a vocabulary: its panels would take as much memory as its logits
-            part = whole[first : first + some]
-            _call(
-                "weight_gradient",
-                grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part),
-                depth, made, _threads(rows * len(part) * depth),
-            )  # fmt: skip
-            made = 1
-        out.append(whole)
-    return out
-
-
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``weight_gradients`` of one layer."""
-    return weight_gradients([grad], x)[0]
+    return _has_products(torch.bfloat16) and bool(_library().tiled_decode_room(TILES, TILES))  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_tiles, _library, _threads
+from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_products, _library, _threads
 
 SCRATCH = 2**28  # floats of all threads; where each needs much, for very long prompts, fewer work
 
@@ -50,7 +50,7 @@ class Sequences:
 def _tiled() -> bool:
     """Whether attention in bfloat16 is made by the processor's matrix tiles."""
     library: Any = _library()
-    return _has_tiles() and bool(library.tiled_attention_room(TILES, TILES, 0))
+    return _has_products(torch.bfloat16) and bool(library.tiled_attention_room(TILES, TILES, 0))
 
 
 def _name(query: Tensor, back: str = "") -> str:

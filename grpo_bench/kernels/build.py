@@ -22,8 +22,8 @@ from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 UNITS = (
-    "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c", "weight_gradient.c",
-    "optimiser.c",
+    "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c",
+    "products_float32.c", "weight_gradient.c", "optimiser.c",
 )  # fmt: skip
 HEADERS = (
     "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",

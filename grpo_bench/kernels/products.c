@@ -15,12 +15,12 @@ enum { DEEP = 32, WIDE = 32, PAIR = WIDE * DEEP, AHEAD = 3 }; /* a block: 32 col
 enum { CACHED = 1 << 18 }; /* elements of x by which each block is multiplied in turn: they stay in a core's cache */
 
 /* Linux gives a process the tiles on request; 0 where it does not. */
-int can_multiply(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+int can_multiply_bfloat16(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
 static int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
 /* Elements of a packed (columns, depth) matrix. */
-int64_t packed_size(int64_t columns, int64_t depth) { return up(columns, WIDE) * up(depth, DEEP); }
+int64_t packed_size_bfloat16(int64_t columns, int64_t depth) { return up(columns, WIDE) * up(depth, DEEP); }
 
 /* 16 numbers to bfloat16, to nearest, ties to even; a NaN stays one. */
 static inline __m256i rounded_16(__m512 x) {
@@ -74,8 +74,8 @@ static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
       _mm_sfence();                                                                                                    \
     }                                                                                                                  \
   }
-PACK(float, pack_float32, row_float32)
-PACK(uint16_t, pack_bfloat16, row_bfloat16)
+PACK(float, pack_float32_bfloat16, row_float32)
+PACK(uint16_t, pack_bfloat16_bfloat16, row_bfloat16)
 
 /* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
  * what lies behind them is the next block. */
@@ -105,7 +105,7 @@ static inline __m512 widened(__m256i low) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
 }
 
-/* Where the sums of a product go: see multiply */
+/* Where the sums of a product go: see multiply_bfloat16 */
 struct target {
   const uint16_t *bias, *plus;
   uint16_t *out, *sum;
@@ -164,8 +164,9 @@ static inline __attribute__((always_inline)) void put_gated(struct target to, fl
  * (columns) unless it is null; with ``plus`` (rows, columns) also ``sum``, out + plus. ``gated``: the matrix is two, whose
  * tiles take turns, and out is silu(x by the first) times x by the second; no bias, no plus. ``padded``: room for whole
  * tiles, depth rounded up to 32, of the rows that do not fill 32, or of all where depth is not in whole tiles. */
-void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out, const uint16_t *plus,
-              uint16_t *sum, uint16_t *padded, int64_t rows, int64_t columns, int64_t depth, int gated, int threads) {
+void multiply_bfloat16(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, uint16_t *out,
+                       const uint16_t *plus, uint16_t *sum, uint16_t *padded, int64_t rows, int64_t columns, int64_t depth,
+                       int gated, int threads) {
   const int64_t deep = up(depth, DEEP) / DEEP, high = up(rows, 32), stride = up(depth, DEEP);
   const int64_t there = stride == depth ? rows / 32 * 32 : 0; /* rows that are read where they lie */
   for (int64_t r = there; r < high; r++) {
@@ -208,5 +209,5 @@ void multiply(const uint16_t *x, const uint16_t *packed, const uint16_t *bias, u
   }
 }
 #else
-int can_multiply(void) { return 0; }
+int can_multiply_bfloat16(void) { return 0; }
 #endif

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 from grpo_bench import kernels
-from grpo_bench.kernels import gpu, layers
+from grpo_bench.kernels import gpu, layers, products
 from grpo_bench.policy.linear import TrainedLinear
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _GatedDown(torch.autograd.Function):
             if trained:
                 product = product.view(-1, low.shape[1])
                 wide = gate.dtype == torch.float32
-                of_weight = grad.t() @ product if wide else kernels.weight_gradient(grad, product)
+                of_weight = grad.t() @ product if wide else products.weight_gradient(grad, product)
             if biased:
                 of_bias = grad.sum(0, dtype=torch.float32)
         return of_gate, of_up, None, of_weight, of_bias

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
+from grpo_bench.kernels import head as compiled
+from grpo_bench.kernels import products
 from grpo_bench.policy.memory import kept_elements
 
 # of logits worked on at once in torch's form: what stays in a processor's cache; fp32 copies that a GPU has room for
@@ -41,7 +43,7 @@ def head_logp(
 def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies; ``logits`` (n,V) become probabilities, in place."""
     if kernels.take(logits):
-        return kernels.soften(logits, targets, temperature)
+        return compiled.soften(logits, targets, temperature)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     logp = torch.empty(len(logits), dtype=wide, device=logits.device)
     entropy = torch.empty_like(logp)
@@ -68,7 +70,7 @@ def _soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor
 def _gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
     """(n,V) probabilities become ``scales`` (n,) times (1 at the target − p), in place."""
     if kernels.take(probs):
-        kernels.logp_gradient(probs, targets, scales)
+        compiled.logp_gradient(probs, targets, scales)
         return
     rows = max(BLOCK_ELEMENTS[probs.device.type] // probs.shape[1], 1)
     for start in range(0, len(probs), rows):
@@ -84,7 +86,7 @@ class _HeadLogp(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         """``cast`` is ``weight`` in the products' precision; the gradient is ``weight``'s."""
-        ctx.dtypes, ctx.kernels = (hidden.dtype, weight.dtype), kernels.trains(weight)
+        ctx.dtypes, ctx.kernels = (hidden.dtype, weight.dtype), products.trains(weight)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(cast.dtype)
             logits = hidden @ cast.mT
@@ -111,5 +113,5 @@ class _HeadLogp(torch.autograd.Function):
             grad_weight = None
             if ctx.needs_input_grad[1]:
                 own = ctx.kernels and probs.dtype == torch.bfloat16
-                grad_weight = kernels.weight_gradient(probs, hidden) if own else (probs.mT @ hidden).to(ctx.dtypes[1])
+                grad_weight = products.weight_gradient(probs, hidden) if own else (probs.mT @ hidden).to(ctx.dtypes[1])
         return grad_hidden, grad_weight, None, None, None, None

@@ -3,7 +3,7 @@
 Under autocast torch rounds that gradient to bfloat16 and turns it back into fp32, and multiplies more slowly (see
 ``kernels/weight_gradient.c``). Layers of one input (queries, keys and values; a gate and what it lets through) are one
 operation: their gradients by it are summed within the products, and it is laid out once for the gradients of all their
-weights. Layers whose sizes, types or devices ``kernels.trains`` does not take stay torch's.
+weights. Layers whose sizes, types or devices ``kernels.products.trains`` does not take stay torch's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from grpo_bench import kernels
+from grpo_bench.kernels import products
 
 GATES = ("gate_proj", "up_proj")
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), GATES)  # layers of one input, by their usual names
@@ -61,7 +62,7 @@ class _Linears(torch.autograd.Function):
             for i, grad in zip(asked, own, strict=True):
                 if ctx.biased[i] and ctx.needs_input_grad[2 + count + i]:
                     out[2 + count + i] = grad.sum(0, dtype=torch.float32)
-        for i, made in zip(asked, kernels.weight_gradients(own, x.reshape(-1, x.shape[-1])), strict=True):
+        for i, made in zip(asked, products.weight_gradients(own, x.reshape(-1, x.shape[-1])), strict=True):
             out[2 + i] = made
         return tuple(out)
 
@@ -171,7 +172,7 @@ class TrainedLinear(nn.Linear):
             and many
             and input.dtype in kernels.NAMES
             and input.device.type == "cpu"
-            and kernels.trains(self.weight)
+            and products.trains(self.weight)
         )
 
 
@@ -196,7 +197,7 @@ def cast_once(models: Sequence[nn.Module]) -> Iterator[None]:
     layers = [x for model in models for x in model.modules() if type(x) is TrainedLinear]
     made: dict[int, Tensor] = {}
     for layer in layers:
-        if layer.weight.requires_grad and kernels.trains(layer.weight):
+        if layer.weight.requires_grad and products.trains(layer.weight):
             if layer.weight.data_ptr() not in made:
                 made[layer.weight.data_ptr()] = layer.weight.detach().to(torch.bfloat16)
             layer.low = made[layer.weight.data_ptr()]

@@ -20,9 +20,10 @@ from grpo_bench.rollout.decode import Decoder
 from grpo_bench.rollout.finish import cut, end_tokens, stopped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.noise import Noise
+from grpo_bench.rollout.packed_linear import packs
 from grpo_bench.rollout.probe import why_no_plans
 from grpo_bench.rollout.shares import Found, Steps, in_lanes, shares
-from grpo_bench.rollout.weights import SamplingCopy, needs_copy, packs
+from grpo_bench.rollout.weights import SamplingCopy, needs_copy
 from grpo_bench.types import Rollouts
 
 CACHE_SHARE = 0.2  # of a GPU's memory, for the KV cache and what choosing tokens works on
@@ -150,7 +151,7 @@ class NativeEngine:
         dtype = self.dtype or policy.dtype
         if not needs_copy(policy, dtype):
             return policy
-        if policy in self._copies and self._copies[policy].packs != packs(policy, dtype):
+        if policy in self._copies and self._copies[policy].packs != packs(policy.model, dtype):
             del self._copies[policy]  # kernels were switched on or off
         if policy not in self._copies:
             self._kept.clear()  # what was captured of another copy holds that copy and its cache

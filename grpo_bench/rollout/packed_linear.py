@@ -1,4 +1,4 @@
-"""Linear layers whose weights are packed for a processor's matrix tiles, in a model that is only sampled from."""
+"""Linear layers whose weights are packed for a processor's products, in a model that is only sampled from."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import kernels
+from grpo_bench.kernels import products
 from grpo_bench.policy.linear import GATES, SIBLINGS, Asked, Siblings, TrainedLinear
 
 FEW_ROWS = 256  # above them a library's products with weights that are not packed are as fast
+WIDE_PARAMETERS = range(2 * 10**6, 2**27)  # that are packed in fp32
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) in (nn.Linear, TrainedLinear)
 
 
-def only_multiplied(model: nn.Module) -> set[int]:
-    """Weights, by id, that only plain linear layers have which are packed: not an embedding's."""
+def packs(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether linear layers of a copy in ``dtype`` are packed.
+
+    In fp32 what is sampled from need be no copy, so that one has to pay.
+    """
+    layers = [m for m in model.modules() if is_plain(m) and products.multiplies(m.weight, dtype)]
+    if dtype == torch.float32:
+        return sum(m.weight.numel() for m in layers) in WIDE_PARAMETERS
+    return bool(layers)
+
+
+def only_multiplied(model: nn.Module, dtype: torch.dtype) -> set[int]:
+    """Weights, by id, that only plain linear layers have which are packed in ``dtype``: not an embedding's."""
     found, others = set[int](), set[int]()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            mine = name == "weight" and is_plain(module) and kernels.multiplies(parameter)
+            mine = name == "weight" and is_plain(module) and products.multiplies(parameter, dtype)
             (found if mine else others).add(id(parameter))
     return found - others
 
@@ -41,18 +53,18 @@ class Packed:
     @property
     def shape(self) -> tuple[int, int]:
         """Of what is packed."""
-        one = kernels.TILE
+        one = products.TILE
         width = len(self.columns) * -(-self.columns[0] // one) * one if self.turns else sum(self.columns)
         return width, self.sources[0].shape[1]
 
     def pack(self) -> None:
         if len(self.sources) == 1:
-            kernels.pack(self.sources[0].detach(), self.room)
+            products.pack(self.sources[0].detach(), self.room)
             return
         first = 0
         for source, columns in zip(self.sources, self.columns, strict=True):
-            kernels.pack(source.detach(), self.room, first, len(self.sources) if self.turns else 1)
-            first += 1 if self.turns else columns // kernels.TILE
+            products.pack(source.detach(), self.room, first, len(self.sources) if self.turns else 1)
+            first += 1 if self.turns else columns // products.TILE
 
 
 class PackedLinear(nn.Linear):
@@ -67,18 +79,20 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(input):
             return super().forward(input)
-        return kernels.multiply(_low(input), self.packed, self.out_features, self.bias)
+        return _multiplied(input, self.packed, self.out_features, self.bias)
 
     def _takes(self, input: Tensor) -> bool:
-        """Whether packed weights are for this input: one in bfloat16, or that becomes so under autocast."""
-        if input.dtype != torch.bfloat16 and (self.dense or not torch.is_autocast_enabled("cpu")):
+        """Whether packed weights are for this input: one of their type, or that becomes bfloat16 under autocast."""
+        if input.dtype != self.packed.dtype and (
+            self.dense or self.packed.dtype != torch.bfloat16 or not torch.is_autocast_enabled("cpu")
+        ):
             return False
-        few = input.numel() <= FEW_ROWS * self.in_features and kernels.multiplies(self.weight)
+        few = input.numel() <= FEW_ROWS * self.in_features and products.multiplies(self.weight, self.packed.dtype)
         return few or not self.dense
 
 
-def _low(input: Tensor) -> Tensor:
-    return input.to(torch.bfloat16)
+def _multiplied(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:
+    return products.multiply(x.to(packed.dtype), packed, columns, bias, gated)
 
 
 class _AskedByThread(threading.local, Asked):
@@ -94,7 +108,7 @@ class PackedSiblings(Siblings):
         self.packed: Tensor
 
     def compute(self, input: Tensor) -> Sequence[Tensor]:
-        return kernels.multiply(_low(input), self.packed, sum(self.columns), self.bias).split(self.columns, dim=-1)
+        return _multiplied(input, self.packed, sum(self.columns), self.bias).split(self.columns, dim=-1)
 
 
 class PackedPart(PackedLinear):
@@ -119,14 +133,14 @@ def _gated(own: type[nn.Module]) -> type[nn.Module]:
             if not gate._takes(x):
                 plain: Tensor = own.forward(self, x)
                 return plain
-            out: Tensor = self.down_proj(kernels.multiply(_low(x), gate.packed, gate.out_features, gated=True))
+            out: Tensor = self.down_proj(_multiplied(x, gate.packed, gate.out_features, gated=True))
             return out
 
         _GATED[own] = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
     return _GATED[own]
 
 
-def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool) -> list[Packed]:
+def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool, dtype: torch.dtype) -> list[Packed]:
     """Pack the plain linear layers of a model that is only sampled from; their weights are those of ``masters``.
 
     What two layers share is packed once.
@@ -150,7 +164,7 @@ def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool
             layers = [layer for name in names if is_plain(layer := getattr(module, name, None))]  # type: ignore[arg-type]
             if len(layers) < len(names) or len({(x.in_features, x.bias is None) for x in layers}) > 1:
                 continue
-            if not all(kernels.multiplies(layer.weight) for layer in layers):
+            if not all(products.multiplies(layer.weight, dtype) for layer in layers):
                 continue
             biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
             if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
@@ -159,7 +173,7 @@ def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool
                 if len({layer.out_features for layer in layers}) == 1:
                     packed(layers, turns=True)
                     module.__class__ = _gated(type(module))
-            elif all(layer.out_features % kernels.TILE == 0 for layer in layers[:-1]):
+            elif all(layer.out_features % products.TILE == 0 for layer in layers[:-1]):
                 siblings = PackedSiblings([layer.out_features for layer in layers], None)
                 packed(layers).readers.append(siblings)
                 for number, layer in enumerate(layers):
@@ -171,10 +185,10 @@ def pack_linears(model: nn.Module, masters: dict[int, nn.Parameter], dense: bool
                     for layer, part in zip(layers, siblings.bias.split([len(x) for x in biases]), strict=True):
                         layer.bias.data = part  # the same parameter, elsewhere: a refresh writes there
     for module in model.modules():
-        if is_plain(module) and kernels.multiplies(module.weight):
+        if is_plain(module) and products.multiplies(module.weight, dtype):
             packed([module])
     every = list(found.values())
-    for one, room in zip(every, kernels.packed_room([one.shape for one in every]), strict=True):
+    for one, room in zip(every, products.packed_room([one.shape for one in every], dtype), strict=True):
         one.room = room
         for reader in one.readers:
             reader.packed = room

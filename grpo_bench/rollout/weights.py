@@ -1,4 +1,4 @@
-"""The model that is sampled from: the trained one itself, or a copy of it in a lower precision."""
+"""The model that is sampled from: the trained one itself, or a copy in a lower precision or with packed weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import kernels
 from grpo_bench.policy import Policy
 from grpo_bench.policy.memory import is_out_of_memory
 from grpo_bench.policy.network import widen
 from grpo_bench.rollout import pages
 from grpo_bench.rollout.merged_linear import merge_linears
-from grpo_bench.rollout.packed_linear import Packed, is_plain, only_multiplied, pack_linears
+from grpo_bench.rollout.packed_linear import Packed, only_multiplied, pack_linears, packs
 
 PROBE = list(range(1, 9))  # tokens
 _look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # policies that look at layers' weights
@@ -30,7 +29,9 @@ class SamplingCopy:
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
         self.dtype, self.given_back = dtype, False
-        self.packs = packs(policy, dtype)  # where it does not, as when kernels are switched off, it is of no more use
+        self.packs = packs(
+            policy.model, dtype
+        )  # where it does not, as when kernels are switched off, it is of no more use
         self._make(policy, dense=not self.packs or _look.get(policy, False))
         if self.packs and policy not in _look:
             if _answer(policy) is None:  # weights that are not finite: nothing is learnt
@@ -44,22 +45,24 @@ class SamplingCopy:
     def _make(self, policy: Policy, dense: bool) -> None:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         self._packed: list[Packed] = []
-        only = set() if dense else only_multiplied(policy.model)
+        only = set() if dense else only_multiplied(policy.model, self.dtype)
         memo: dict[int, nn.Parameter] = {}  # deepcopy takes these instead of copying in full precision first
         masters: dict[int, nn.Parameter] = {}  # by what stands for them in the copy
         for master in policy.model.parameters():
             low = self.dtype if master.is_floating_point() else master.dtype
             if id(master) in only:  # who computes with it is found out
                 made = torch.full((), torch.nan, dtype=low, device=master.device).expand(master.shape)
+            elif self.packs and low == master.dtype:
+                made = master.detach()  # the same
             else:
                 made = master.detach().to(low, copy=True, memory_format=torch.contiguous_format)
             memo[id(master)] = made = nn.Parameter(made, requires_grad=False)
-            if id(master) not in only:
+            if id(master) not in only and made.data_ptr() != master.data_ptr():
                 self._pairs.append((master, made))
             masters[id(made)] = master if id(master) in only else made
         self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), self.dtype, like=policy)
         if self.packs:
-            self._packed = pack_linears(self.policy.model, masters, dense)
+            self._packed = pack_linears(self.policy.model, masters, dense, self.dtype)
             for packed in self._packed:
                 packed.pack()
         if policy.device.type == "cuda":
@@ -99,12 +102,10 @@ def _answer(policy: Policy) -> Tensor | None:
     return found if bool(found.isfinite().all()) else None
 
 
-def packs(policy: Policy, dtype: torch.dtype) -> bool:
-    """Whether linear layers of a copy in ``dtype`` are packed."""
-    return dtype == torch.bfloat16 and any(is_plain(m) and kernels.multiplies(m.weight) for m in policy.model.modules())
-
-
 def needs_copy(policy: Policy, dtype: torch.dtype) -> bool:
-    """Whether ``dtype`` is lower than the precision of the weights; a higher one would add nothing."""
+    """Whether ``dtype`` is lower than the precision of the weights, a higher one would add nothing, or the same and
+    packed weights are multiplied sooner."""
     weights = next(policy.model.parameters()).dtype
+    if dtype == weights == torch.float32:
+        return packs(policy.model, dtype)
     return torch.finfo(dtype).bits < 32 and torch.finfo(dtype).bits < torch.finfo(weights).bits

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grpo_bench import kernels
+from grpo_bench.kernels import products
 from grpo_bench.policy.linear import SIBLINGS
+from grpo_bench.rollout.packed_linear import packs
 from grpo_bench.speed.machine import best_seconds
 
 
@@ -65,15 +66,15 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
             nn.functional.linear(inputs[w.shape[1]], w)
 
     seconds = best_seconds(_captured(work, device), device)
-    if dtype != torch.bfloat16 or not kernels.multiplies(head[0]):
+    if not packs(model, dtype):
         return seconds
     few = _together(model, dtype) + head
-    rooms = kernels.packed_room([w.shape for w in few])
-    packed = [(kernels.pack(w, room), *w.shape) for w, room in zip(few, rooms, strict=True)]
+    rooms = products.packed_room([w.shape for w in few], dtype)
+    packed = [(products.pack(w, room), *w.shape) for w, room in zip(few, rooms, strict=True)]
 
     def packed_work() -> None:
         for w, columns, depth in packed:
-            kernels.multiply(inputs[depth], w, columns)
+            products.multiply(inputs[depth], w, columns)
 
     return min(seconds, best_seconds(packed_work, device))
 
@@ -101,9 +102,9 @@ def _passes(weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, d
             nn.functional.linear(x, w)
             torch.mm(gradient, w)
             if own:
-                kernels.weight_gradient(gradient, x)
+                products.weight_gradient(gradient, x)
             else:
                 torch.mm(gradient.t(), x)
 
-    ways = [False, True] if dtype == torch.bfloat16 and kernels.trains(torch.empty(1, 1, device=device)) else [False]
+    ways = [False, True] if dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device)) else [False]
     return parts * min(best_seconds(functools.partial(work, own), device) for own in ways)

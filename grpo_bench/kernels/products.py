@@ -1,0 +1,153 @@
+"""Matrix products on a processor: with weights packed for it, and the gradients of weights.
+
+A library lays a matrix out anew at each call; ``products.c`` and ``products_float32.c`` read one that was packed
+beforehand, for the few rows of a decode step, and ``weight_gradient.c`` sums bfloat16 products in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_bench import kernels
+from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_products, _library, _threads
+
+TILE = 16  # columns of one tile of what is packed
+COLUMNS = 8192  # of a weight whose gradient is made at once
+
+
+def multiplies(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether products with copies of ``weight`` in ``dtype`` are made here: in bfloat16 by the processor's matrix
+    tiles, in fp32 by its widest vectors."""
+    if not kernels.allowed() or weight.device.type != "cpu" or weight.dim() != 2:
+        return False
+    return weight.dtype in (NAMES if dtype == torch.bfloat16 else (dtype,)) and _has_products(dtype)
+
+
+def _packed_size(columns: int, depth: int, dtype: torch.dtype) -> int:
+    library: Any = _library()
+    return int(getattr(library, f"packed_size_{NAMES[dtype]}")(columns, depth))
+
+
+def packed_room(shapes: Sequence[Sequence[int]], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Room for ``pack`` of weights of each of these shapes (n,k), one behind the other in one place.
+
+    The system can hold one place in large pages; looking up the addresses of many small ones took a tenth of the
+    products' time (measured).
+    """
+    sizes = [_packed_size(columns, depth, dtype) for columns, depth in shapes]
+    return list(torch.empty(sum(sizes), dtype=dtype).split(sizes))
+
+
+def pack(weight: Tensor, room: Tensor, first: int | None = None, step: int = 1) -> Tensor:
+    """(n,k) weights in the order in which ``multiply`` reads them, in ``room`` and of its type -> ``room``.
+
+    With ``first`` they are part of what is packed there: their tiles of 16 columns, the last one filled up with zeros,
+    become the first, the (first + step)th and so on.
+    """
+    weight = weight.contiguous()
+    columns, depth = weight.shape
+    tiles = -(-columns // TILE)
+    if first is None:
+        first, tiles = 0, tiles + tiles % 2
+        assert room.numel() == _packed_size(columns, depth, room.dtype)
+    assert room.numel() >= _packed_size((first + (tiles - 1) * step + 1) * TILE, depth, room.dtype)
+    assert room.is_contiguous()
+    _call(
+        f"pack_{NAMES[weight.dtype]}_{NAMES[room.dtype]}",
+        weight.data_ptr(), columns, depth, room.data_ptr(), tiles, first, step, _threads(weight.numel()),
+    )  # fmt: skip
+    return room
+
+
+def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:
+    """(...,k) and packed (n,k) weights of one type, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32.
+
+    ``gated``: what is packed are two such weights, tile by tile in turns -> silu(x·Vᵀ) · x·Wᵀ, without a bias.
+    """
+    x = x.contiguous()
+    depth = x.shape[-1]
+    width = 2 * -(-columns // TILE) * TILE if gated else columns
+    assert x.dtype == packed.dtype
+    assert packed.numel() == _packed_size(width, depth, packed.dtype)
+    assert bias is None or (bias.dtype == x.dtype and bias.numel() == columns and bias.is_contiguous())
+    out = x.new_empty(*x.shape[:-1], columns)
+    rows = x.numel() // depth
+    given = (x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), None, None)
+    if x.dtype == torch.float32:
+        sizes = (rows, columns, depth, int(gated), _threads(rows * width * depth))
+        _call("multiply_float32", *given, *sizes)
+        return out
+    there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie
+    padded = None if there == rows else x.new_empty(-(-rows // TILES) * TILES - there, -(-depth // TILES) * TILES)
+    sizes = (rows, columns, depth, int(gated), _threads(columns * depth))
+    _call("multiply_bfloat16", *given, None if padded is None else padded.data_ptr(), *sizes)
+    return out
+
+
+def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, to: Tensor, out: Tensor) -> Any:
+    """A call heard of ``multiply``, to -> a call that also writes ``added`` + ``to`` to ``out``; None if it is not one.
+
+    (n,m) of the product's type, dense; ``out`` may not lie where the product's factors do.
+    """
+    function, args, _ = product
+    name = getattr(function, "__name__", "")
+    if not name.startswith("multiply_") or args[3] != to.data_ptr() or name != f"multiply_{NAMES.get(to.dtype)}":
+        return None
+    x, *_, rows, columns, depth, gated, _ = args
+    count = rows * columns
+    if args[4] is not None or gated or to.numel() != count or not added.numel() == out.numel() == count:
+        return None
+    read = [(x, to.element_size() * rows * depth), (to.data_ptr(), to.nbytes)]
+    if to.dtype == torch.bfloat16 and args[6] is not None:
+        read.append((args[6], 2 * (rows + TILES) * -(-depth // TILES) * TILES))
+    if any(start < out.data_ptr() + out.nbytes and out.data_ptr() < start + size for start, size in read):
+        return None
+    return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
+
+
+@cache
+def _has_weight_gradient() -> bool:
+    return _has_products(torch.bfloat16) and bool(_library().weight_gradient_room(TILES, TILES, TILES))  # type: ignore[union-attr]
+
+
+def trains(weight: Tensor) -> bool:
+    """Whether the gradient of these (m,k) fp32 weights of a layer that computes in bfloat16 is made here."""
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return kernels.allowed() and on_cpu and weight.dim() == 2 and _has_weight_gradient()
+
+
+def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """(n,m) for each of some layers of one input and (n,k), bfloat16 -> each layer's (m,k) fp32: gradᵀ·x, summed in
+    fp32. ``x`` is laid out once for all of them."""
+    x = x.contiguous()
+    rows, depth = x.shape
+    library: Any = _library()
+    most = max(max(grad.shape[1] for grad in grads), 1)
+    some = min(most, COLUMNS)
+    scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
+    aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
+    out, made = [], 0
+    for grad in map(_dense_last, grads):
+        assert grad.shape[0] == rows
+        assert grad.dtype == x.dtype == torch.bfloat16
+        whole = torch.empty(grad.shape[1], depth, dtype=torch.float32)
+        for first in range(0, len(whole), some):  # of a vocabulary: its panels would take as much memory as its logits
+            part = whole[first : first + some]
+            _call(
+                "weight_gradient",
+                grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part),
+                depth, made, _threads(rows * len(part) * depth),
+            )  # fmt: skip
+            made = 1
+        out.append(whole)
+    return out
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``weight_gradients`` of one layer."""
+    return weight_gradients([grad], x)[0]
