@@ -22,16 +22,15 @@ _look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # 
 class SamplingCopy:
     """A policy's model with its parameters in ``dtype``, adapters included; ``refresh`` takes over what was trained.
 
-    Costs the parameters once more, in ``dtype``. Linear layers that are packed for a processor hold nothing else: they
-    cost twice only where an embedding has the same weights (a tied head), or where a model looks at these itself.
-    Buffers (rotary frequencies) keep their precision.
+    Costs the parameters once more, in ``dtype``; in that of the weights only what is packed. Linear layers that are
+    packed for a processor hold nothing else: they cost twice only where an embedding has the same weights (a tied
+    head), or where a model looks at these itself. Buffers (rotary frequencies) keep their precision.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
         self.dtype, self.given_back = dtype, False
-        self.packs = packs(
-            policy.model, dtype
-        )  # where it does not, as when kernels are switched off, it is of no more use
+        # where that changes, as when kernels are switched on or off, the copy is of no more use
+        self.packs = packs(policy.model, dtype)
         self._make(policy, dense=not self.packs or _look.get(policy, False))
         if self.packs and policy not in _look:
             if _answer(policy) is None:  # weights that are not finite: nothing is learnt
@@ -44,6 +43,7 @@ class SamplingCopy:
 
     def _make(self, policy: Policy, dense: bool) -> None:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._same: list[tuple[nn.Parameter, nn.Parameter]] = []  # these share their memory
         self._packed: list[Packed] = []
         only = set() if dense else only_multiplied(policy.model, self.dtype)
         memo: dict[int, nn.Parameter] = {}  # deepcopy takes these instead of copying in full precision first
@@ -52,13 +52,14 @@ class SamplingCopy:
             low = self.dtype if master.is_floating_point() else master.dtype
             if id(master) in only:  # who computes with it is found out
                 made = torch.full((), torch.nan, dtype=low, device=master.device).expand(master.shape)
-            elif self.packs and low == master.dtype:
-                made = master.detach()  # the same
+            elif self.packs and low == master.dtype and master.dim() > 1:  # biases move when they are packed together
+                made = master.detach()
             else:
                 made = master.detach().to(low, copy=True, memory_format=torch.contiguous_format)
             memo[id(master)] = made = nn.Parameter(made, requires_grad=False)
-            if id(master) not in only and made.data_ptr() != master.data_ptr():
-                self._pairs.append((master, made))
+            if id(master) not in only:
+                same = made.data_ptr() == master.data_ptr()
+                (self._same if same else self._pairs).append((master, made))
             masters[id(made)] = master if id(master) in only else made
         self.policy = Policy(copy.deepcopy(policy.model, memo).eval(), self.dtype, like=policy)
         if self.packs:
@@ -74,6 +75,8 @@ class SamplingCopy:
         self.given_back = False
         for master, low in self._pairs:
             low.copy_(master)
+        for master, same in self._same:
+            same.data = master.detach()
         for packed in self._packed:
             packed.pack()
 
