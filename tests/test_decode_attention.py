@@ -10,6 +10,7 @@ from kernel_data import kernels_on, needs_compiler, needs_tiles  # noqa: F401
 from torch import Tensor
 
 from grpo_bench import kernels
+from grpo_bench.kernels import sampling
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Step:
 
     def attention(self) -> Tensor:
         own = tuple(x.clone() for x in self.own)
-        out = kernels.decode_attention(
+        out = sampling.decode_attention(
             self.query, self.key, self.value, own, self.prompts, self.counts, self.sizes, self.places, None, None, 1,
             0.3, self.window, self.softcap,
         )  # fmt: skip
@@ -109,7 +110,7 @@ KINDS = [{}, {"window": 1}, {"window": 6}, {"window": 45}, {"softcap": 2.0}, {"w
 )
 def test_attention_is_what_it_is_defined_as(monkeypatch, dtype, tiles, shape, kind):
     if not tiles:
-        monkeypatch.setattr(kernels, "_has_tiled_attention", lambda: False)
+        monkeypatch.setattr(sampling, "_has_tiled_attention", lambda: False)
     given = step(*shape, dtype, **kind)
     exact, out = given.defined(), given.attention()
     near = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.01, "rtol": 2**-7}

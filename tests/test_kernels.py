@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grpo_bench import kernels
-from grpo_bench.kernels import build, layers, products
+from grpo_bench.kernels import build, layers, products, sampling
 from grpo_bench.policy import Policy, norms
 from grpo_bench.rollout import Noise, Sampling, packed_linear
 from grpo_bench.rollout.cache import SharedPrefixCache
@@ -78,7 +78,7 @@ def test_threads_change_no_bit(monkeypatch):
 
     def all_of_them() -> list[Tensor]:
         out = [decode(torch.float32, 4, 2, 32, None, None), *draw(logits, Sampling(1.0, 1), uniforms)]
-        out.append(kernels.rms_norm(logits, logits[0], 1e-5))
+        out.append(sampling.rms_norm(logits, logits[0], 1e-5))
         if products.multiplies(weight):
             out.append(products.multiply(torch.ones(40, 50, dtype=torch.bfloat16), packed(weight), 70))
         return out
@@ -94,9 +94,9 @@ def test_threads_change_no_bit(monkeypatch):
 def test_norm(dtype):
     x, weight = torch.randn(3, 5, 96).to(dtype), torch.randn(96).to(dtype)
     exact = torch.rms_norm(x.double(), (96,), weight.double(), 1e-5)
-    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), exact.to(dtype), atol=1e-5, rtol=1e-2)
+    torch.testing.assert_close(sampling.rms_norm(x, weight, 1e-5), exact.to(dtype), atol=1e-5, rtol=1e-2)
     if dtype == torch.float32:
-        torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5).double(), exact, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sampling.rms_norm(x, weight, 1e-5).double(), exact, atol=1e-5, rtol=1e-5)
 
 
 @needs_compiler
@@ -116,7 +116,7 @@ def test_choice_of_a_token(words, temperature):
 def test_bfloat16_logits_choose_as_the_same_numbers_in_fp32(temperature):
     torch.manual_seed(0)
     logits, uniforms = (torch.randn(64, 700) * 3).bfloat16(), torch.rand(64, dtype=torch.float64)
-    low, wide = (kernels.draw(x, temperature, uniforms) for x in (logits, logits.float()))
+    low, wide = (sampling.draw(x, temperature, uniforms) for x in (logits, logits.float()))
     assert torch.equal(low[0], wide[0])
     torch.testing.assert_close(low[1], wide[1], atol=1e-6, rtol=1e-6)
     assert low[1].dtype == torch.float32

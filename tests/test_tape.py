@@ -238,7 +238,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, play: Any) -> tuple[int, int]:
 @needs_compiler
 def test_a_recording_that_misses_something_is_found_at_its_first_use(monkeypatch) -> None:
     def miss(tape: Tape) -> None:
-        del tape._calls[len(tape._calls) // 2 :]
+        del tape._played[len(tape._played) // 2 :]
 
     assert stepped(monkeypatch, miss)[1] == 1  # played
 

@@ -23,10 +23,11 @@ from filelock import FileLock
 HERE = Path(__file__).resolve().parent
 UNITS = (
     "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c",
-    "products_float32.c", "weight_gradient.c", "optimiser.c",
+    "products_float32.c", "weight_gradient.c", "optimiser.c", "play.c",
 )  # fmt: skip
 HEADERS = (
-    "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h", "blocks.h",
+    "calls.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h",
+    "blocks.h",
     "packed_attention.h", "tiled_attention.h", "avx512.h", "bfloat16.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

@@ -12,6 +12,7 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #include "avx512.h"
+#include "calls.h"
 #include "tiles.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -439,6 +440,10 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
     tiles_off(&before);
   }
 }
+
+CALLED(tiled_decode_attention, PTR(0), INT(1), INT(2), PTR(3), INT(4), INT(5), PTR(6), INT(7), INT(8), PTR(9), PTR(10),
+       INT(11), PTR(12), PTR(13), INT(14), PTR(15), PTR(16), PTR(17), PTR(18), INT(19), INT(20), INT(21), INT(22), INT(23),
+       REAL(24), INT(25), REAL(26), PTR(27), PTR(28), INT(29), (int)INT(30))
 #else
 int64_t tiled_decode_room(int64_t most, int64_t d) { return (void)most, (void)d, 0; }
 #endif

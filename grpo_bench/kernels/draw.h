@@ -30,8 +30,11 @@ void NAME(draw)(const T *logits, int64_t stride, int64_t rows, int64_t words, fl
       while (b < blocks - 1 && sums[b] <= target) b++;
       const T *part = x + b * BLOCK;
       const int64_t size = words - b * BLOCK < BLOCK ? words - b * BLOCK : BLOCK;
+      float likely[BLOCK];
       double weights[BLOCK], inner = 0;
-      for (int64_t i = 0; i < size; i++) weights[i] = inner += exponential(LOAD(part[i]) / divisor - most);
+#pragma omp simd
+      for (int64_t i = 0; i < size; i++) likely[i] = exponential(LOAD(part[i]) / divisor - most);
+      for (int64_t i = 0; i < size; i++) weights[i] = inner += likely[i];
       const double rest = fmin(target - (b ? sums[b - 1] : 0.0), below(inner));
       int64_t i = 0;
       while (i < size - 1 && weights[i] <= rest) i++;
@@ -43,3 +46,5 @@ void NAME(draw)(const T *logits, int64_t stride, int64_t rows, int64_t words, fl
     logps[row] = (float)((double)(LOAD(x[token]) / divisor - most) - log(total));
   }
 }
+
+CALLED(NAME(draw), PTR(0), INT(1), INT(2), INT(3), REAL(4), PTR(5), PTR(6), PTR(7), (int)INT(8))

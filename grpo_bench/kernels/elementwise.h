@@ -72,3 +72,8 @@ void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, 
   }
 }
 #endif
+
+CALLED(NAME(rotate), PTR(0), INT(1), INT(2), PTR(3), PTR(4), PTR(5), INT(6), INT(7), INT(8), INT(9), INT(10),
+       (int)INT(11), (int)INT(12))
+CALLED(NAME(add), PTR(0), PTR(1), PTR(2), INT(3), (int)INT(4))
+CALLED(NAME(gate), PTR(0), PTR(1), PTR(2), INT(3), (int)INT(4))

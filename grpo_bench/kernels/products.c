@@ -208,6 +208,9 @@ void multiply_bfloat16(const uint16_t *x, const uint16_t *packed, const uint16_t
     tiles_off(&before);
   }
 }
+
+CALLED(multiply_bfloat16, PTR(0), PTR(1), PTR(2), PTR(3), PTR(4), PTR(5), PTR(6), INT(7), INT(8), INT(9), (int)INT(10),
+       (int)INT(11))
 #else
 int can_multiply_bfloat16(void) { return 0; }
 #endif

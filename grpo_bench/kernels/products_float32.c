@@ -153,6 +153,8 @@ void multiply_float32(const float *x, const float *packed, const float *bias, fl
       }
   }
 }
+
+CALLED(multiply_float32, PTR(0), PTR(1), PTR(2), PTR(3), PTR(4), PTR(5), INT(6), INT(7), INT(8), (int)INT(9), (int)INT(10))
 #else
 int can_multiply_float32(void) { return 0; }
 #endif

@@ -187,3 +187,8 @@ void NAME(rms_norm)(const T *x, const T *weight, T *out, int64_t rows, int64_t w
     for (int64_t i = 0; i < width; i++) to[i] = STORE(LOAD(in[i]) * scale * (shift + LOAD(weight[i])));
   }
 }
+
+CALLED(NAME(decode_attention), PTR(0), INT(1), INT(2), PTR(3), INT(4), INT(5), PTR(6), INT(7), INT(8), PTR(9), PTR(10),
+       INT(11), PTR(12), PTR(13), INT(14), PTR(15), PTR(16), PTR(17), PTR(18), INT(19), INT(20), INT(21), INT(22),
+       REAL(23), INT(24), REAL(25), PTR(26), INT(27), (int)INT(28))
+CALLED(NAME(rms_norm), PTR(0), PTR(1), PTR(2), INT(3), INT(4), REAL(5), REAL(6), (int)INT(7))

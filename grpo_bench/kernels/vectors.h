@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "calls.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif

@@ -7,6 +7,7 @@ is the model's own code. Without a plan the model attends as it did before.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -64,8 +65,13 @@ def planned(plan: Plan, positions: Tensor) -> dict[str, Any]:
 
     A mask of four dimensions is taken as it is: without one transformers would make its own.
     """
-    unread = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
+    unread = _unread(positions.device)
     return {"position_ids": positions[None], "attention_mask": unread, "plan": plan, "use_cache": False}
+
+
+@cache
+def _unread(device: torch.device) -> Tensor:
+    return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def _dispatch(original: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
-from grpo_bench.policy import embedding, gates, linear, norms, rotary
+from grpo_bench.policy import embedding, gates, linear, norms, rotary, rotary_table
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
@@ -48,6 +48,7 @@ class Policy(nn.Module):
         embedding.install(model)
         gates.install(model)
         rotary.install(model)
+        rotary_table.install(model)
         # in full precision where it can be told apart from an error; a reference may hold weights in ``dtype``
         mixed = len({p.dtype for p in model.parameters()}) > 1
         with self.autocast() if mixed else contextlib.nullcontext():

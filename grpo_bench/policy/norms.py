@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from grpo_bench import kernels
-from grpo_bench.kernels import layers
+from grpo_bench.kernels import layers, sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, shift: float = 0.0) -> Tenso
     device = x.device.type
     if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):  # sampling, scoring in full precision
         if kernels.take(x):
-            return kernels.rms_norm(x, weight.to(x.dtype), eps, shift)
+            return sampling.rms_norm(x, weight.to(x.dtype), eps, shift)
         if not shift:
             return torch.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from grpo_bench import kernels
+from grpo_bench.kernels import sampling as compiled
+from grpo_bench.policy import rotary_table
 from grpo_bench.policy.attention import planned
 from grpo_bench.rollout import Sampling, pages
 from grpo_bench.rollout.cache import SharedPrefixCache
@@ -91,6 +93,7 @@ class Decoder:
     def begin(self, uniforms: Tensor | None) -> None:
         """Start a rollout: (total, tokens) uniform numbers, None when nothing is drawn."""
         self.held, self.prompts, self.lengths, self.now, self.alive = [], [], [], 0, 0
+        rotary_table.prepare(self.policy.model, self.cache.width + self.columns)
         if self.taped is not None:
             self.taped.begin(self.policy.model)
         self.running.zero_()
@@ -262,7 +265,9 @@ class Decoder:
             None if self.is_grid else self._grids[shape.members][:cells],
         )  # fmt: skip
         plan = DecodePlan(self.cache, shape, where)
-        trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **planned(plan, lengths + counts - 1))
+        given = planned(plan, lengths + counts - 1)
+        rotary_table.bounded(given["position_ids"], self.cache.width + self.columns)
+        trunk = self.policy.trunk(input_ids=self.tokens[None, :rows], **given)
         self.sized = plan.sized
         hidden = trunk.last_hidden_state[0]
         return self.policy.logits(hidden, wide=not kernels.take(hidden))  # ``draw`` reads bfloat16 too
@@ -300,16 +305,22 @@ class Decoder:
         return sum(x.nbytes for x in [*layers, *own, *self._grids.values()]) + taped
 
     def _choose(self, logits: Tensor, part: slice) -> None:
-        counts, running = self.counts[part], self.running[part]
-        flat = self.rows[part] * self.columns + counts
-        tokens, logps = draw(logits, self.sampling, self.uniforms.view(-1).index_select(0, flat))
-        self.out.view(-1).index_copy_(0, flat, tokens)
-        self.logps.view(-1).index_copy_(0, flat, logps.double())
+        counts, running, numbers, limits = self.counts[part], self.running[part], self.rows[part], self.limits[part]
         if self.is_end is None:
             self.is_end = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             self.is_end[[i for i in sorted(self.ends) if i < logits.shape[-1]]] = True
+        if logits.device.type == "cpu" and kernels.take(logits):
+            tokens, logps = draw(logits, self.sampling, compiled.look_up(self.uniforms, numbers, counts))
+            compiled.settle(
+                tokens, logps, numbers, limits, self.is_end, counts, running, self.out, self.logps, self.tokens[part]
+            )
+            return
+        flat = numbers * self.columns + counts
+        tokens, logps = draw(logits, self.sampling, self.uniforms.view(-1).index_select(0, flat))
+        self.out.view(-1).index_copy_(0, flat, tokens)
+        self.logps.view(-1).index_copy_(0, flat, logps.double())
         counts += running
-        running &= ~self.is_end.index_select(0, tokens) & (counts < self.limits[part])
+        running &= ~self.is_end.index_select(0, tokens) & (counts < limits)
         self.tokens[part] = tokens
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from grpo_bench import kernels
+from grpo_bench.kernels import sampling as compiled
 from grpo_bench.rollout.cache import SharedPrefixCache
 
 
@@ -102,7 +103,7 @@ class DecodePlan:
     ) -> Tensor:  # fmt: skip
         held, where = self.cache.layers[layer], self.where
         own, prompts = (held.own_keys, held.own_values), (held.prompt_keys, held.prompt_values)
-        return kernels.decode_attention(
+        return compiled.decode_attention(
             query, key, value, own, prompts, where.counts, where.prompt_lengths, where.places, where.cells, where.grid,
             self.shape.members, scaling, window, softcap,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_bench import kernels
+from grpo_bench.kernels import sampling as compiled
 from grpo_bench.rollout import Sampling
 
 CACHED_LOGITS = 2**18  # per pass on a CPU: rows of a large vocabulary are worked on while they are in its cache
@@ -27,7 +28,7 @@ def draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, 
     """
     whole = sampling.top_p >= 1 and (sampling.top_k is None or sampling.top_k >= logits.shape[-1])
     if whole and kernels.take(logits):
-        return kernels.draw(logits, sampling.temperature, uniforms)
+        return compiled.draw(logits, sampling.temperature, uniforms)
     if logits.dtype in (torch.bfloat16, torch.float16):  # too coarse to sum over a vocabulary
         logits = logits.float()
     size = max(CACHED_LOGITS // logits.shape[-1], 1)

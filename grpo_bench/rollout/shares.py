@@ -15,11 +15,10 @@ from grpo_bench.policy import Policy
 from grpo_bench.policy.replica import remembers
 from grpo_bench.rollout import Sampling
 
-# Measured on 2 cores, in turns with one lane: 256 rows of a Llama of 3.2M parameters took 0.93 to 0.97 of its time, 512
-# rows 0.88, 256 of one of 10M or 23M in bfloat16 0.87 and 0.96; 128 rows of the 3.2M one 0.99 to 1.12, 64 rows 1.17 to
-# 1.30, 128 of the embedded model 1.16: lanes wait for each other's Python, and a step of few rows is little else. Where
-# others use the cores too the 256 rows took 0.4 of it: no lane waits for a thread that has to wait for its turn.
-LANE_ROWS = 128  # of a lane at once
+# Measured on 2 cores, in turns with one lane: 256 rows of a Llama of 3.2M parameters took 0.84 (bfloat16) and 0.92 of its
+# time, 128 rows 0.93 and 0.97, 64 rows 1.05 to 1.1: lanes wait for each other's Python, and a step of few rows is little
+# else. Where others use the cores too 256 rows took 0.4 of it: no lane waits for a thread that has to wait for its turn.
+LANE_ROWS = 64  # of a lane at once
 LANE_PARAMETERS = 2 * 10**6  # of the model at least
 LANE_BYTES = 2**26  # of its weights at most: each lane reads all of them
 EVEN = 0.9  # of the largest share's work, the smallest one's: the other lanes wait for the largest at the end

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo_bench import kernels
 from grpo_bench.kernels import layers, products
+from grpo_bench.kernels.play import together
 
 _aten = torch.ops.aten
 _EMPTY = {_aten.empty, _aten.new_empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty_strided}
@@ -175,11 +176,12 @@ class Tape:
             self.result = function()
         self.refused = recording.refused  # None: it can be played
         self._calls = recording.calls if self.refused is None else []
-        self._kept = (recording.places, recording.kept)
+        self._played, calls = together(self._calls)
+        self._kept = (recording.places, recording.kept, calls)
         self.memory = recording.places.blocks()  # for what it makes: each time anew
         self.size_bytes = sum(block.nbytes for block in self.memory)
 
     def play(self) -> Tensor:
-        for function, args, kwargs in self._calls:
+        for function, args, kwargs in self._played:
             function(*args, **kwargs)
         return self.result

@@ -1,4 +1,4 @@
-"""Attention of one new token of each row over its prompt and its own tokens: see ``kernels.decode_attention``.
+"""Attention of one new token of each row over its prompt and its own tokens: see ``kernels.sampling.decode_attention``.
 
 Softmax as in arXiv 1805.02867: with a running maximum, in one pass over the keys; its state after the prompt's keys
 goes from one kernel to the next.
@@ -135,7 +135,7 @@ def decode_attention(
     counts: Tensor, sizes: Tensor, cells: Tensor, grid: Tensor, members: int, scaling: float, window: int | None,
     softcap: float | None,
 ) -> Tensor:  # fmt: skip
-    """See ``kernels.decode_attention``: prompts' keys and values are read once for all rows that look at them.
+    """See ``kernels.sampling.decode_attention``: prompts' keys and values are read once for all rows that look at them.
 
     (N,) ``cells`` are the rows' places in a (prompts, ``members``) table, (prompts · members,) ``grid`` the table.
     """

@@ -1,4 +1,4 @@
-"""One token for each row from its logits: see ``kernels.draw``."""
+"""One token for each row from its logits: see ``kernels.sampling.draw``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _draw(
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``kernels.draw``; the logits may also be in bfloat16."""
+    """See ``kernels.sampling.draw``; the logits may also be in bfloat16."""
     if logits.stride(-1) != 1:
         logits = logits.contiguous()
     rows, words = logits.shape
