@@ -218,15 +218,9 @@ def test_products_of_many_rows(monkeypatch):
     torch.testing.assert_close(out.double(), exact, atol=1e-3, rtol=2**-8)
 
 
-@pytest.fixture
-def any_size(monkeypatch):
-    """Models of any size are packed in fp32 too."""
-    monkeypatch.setattr(packed_linear, "WIDE_PARAMETERS", range(2**40))
-
-
 @pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "tied"])
-def test_a_copy_for_sampling_follows_the_weights(any_size, dtype, kind):
+def test_a_copy_for_sampling_follows_the_weights(dtype, kind):
     policy = Policy(network("llama" if kind == "tied" else kind, double=False), dtype)
     if kind == "tied":
         policy.model.lm_head.weight = policy.model.model.embed_tokens.weight
@@ -256,7 +250,7 @@ def test_a_copy_for_sampling_follows_the_weights(any_size, dtype, kind):
 
 @pytest.mark.parametrize("dtype", PRODUCTS)
 @pytest.mark.parametrize("biased", [False, True])
-def test_layers_of_one_input_are_one_product(any_size, monkeypatch, dtype, biased):
+def test_layers_of_one_input_are_one_product(monkeypatch, dtype, biased):
     """And give what they give by themselves, bit for bit."""
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -335,7 +329,7 @@ def test_nothing_is_compiled_where_kernels_are_not_used(monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
-def test_the_engine_samples_the_same_with_and_without(any_size, kind):
+def test_the_engine_samples_the_same_with_and_without(kind):
     policy = Policy(network(kind, vocab=512, double=False), torch.float32)
     tokenizer = tiny_tokenizer(make().model.tiny)
     prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]

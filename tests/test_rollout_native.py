@@ -11,8 +11,9 @@ from model_data import ARCHITECTURES, make, network
 
 from grpo_bench import kernels
 from grpo_bench.config import LoraConfig
+from grpo_bench.kernels import products
 from grpo_bench.policy import Policy, make_models
-from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native, pages, taped
+from grpo_bench.rollout import Noise, Sampling, decode, make_engine, native, packed_linear, pages, taped
 from grpo_bench.rollout.hf import HFEngine
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.probe import why_no_plans
@@ -215,6 +216,7 @@ def test_a_copy_lives_as_long_as_its_rollout(monkeypatch: pytest.MonkeyPatch, ke
 @needs_compiler
 def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest stay; what one holds is counted with its model."""
+    monkeypatch.setattr(packed_linear, "WIDE_PARAMETERS", 0)  # the model itself is sampled from
     monkeypatch.setattr(taped, "PLAIN_STEPS", 10**9)  # recordings come with time
     policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
     for members in (1, 2, 3, 2):
@@ -235,6 +237,7 @@ def test_decoders_kept_between_rollouts_fit_into_their_room(monkeypatch: pytest.
 def test_decoders_too_large_for_their_room_keep_their_places_only(
     monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
+    monkeypatch.setattr(packed_linear, "WIDE_PARAMETERS", 0)  # the model itself is sampled from
     policy, tok, engine = model(double=False), tokenizer(), NativeEngine(None)
     left: list[decode.Decoder] = []
     monkeypatch.setattr(decode.Decoder, "give_back", lambda decoder: left.append(decoder))
@@ -290,12 +293,16 @@ def test_adapters_are_sampled_with_in_low_precision() -> None:
     assert (ours - wanted).square().mean() < 0.01 * (other - wanted).square().mean()
 
 
-def test_no_copy_where_nothing_is_lower() -> None:
+def test_no_copy_where_nothing_is_lower_or_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (None, torch.float32):
-        for policy in (model(double=False), model()):
-            engine = NativeEngine(None, dtype)
+        for double in (False, True):
+            engine, packs = NativeEngine(None, dtype), products.multiplies(torch.zeros(1, 1), torch.float32)
+            engine.generate(policy := model(double=double), tokenizer(), PROMPTS, 1, SAMPLED, NOISE)
+            assert len(engine._copies) == (packs and not double)
+            monkeypatch.setattr(packed_linear, "WIDE_PARAMETERS", 0)  # as where memory is short
             engine.generate(policy, tokenizer(), PROMPTS, 1, SAMPLED, NOISE)
             assert len(engine._copies) == 0
+            monkeypatch.undo()
     made = make_engine(make("rollout.dtype=bfloat16").rollout)
     assert isinstance(made, NativeEngine)
     assert made.dtype == torch.bfloat16

@@ -15,9 +15,9 @@ from grpo_bench.policy import Policy
 from grpo_bench.policy.replica import remembers
 from grpo_bench.rollout import Sampling
 
-# Measured on 2 cores, in turns with one lane: 256 rows of a Llama of 3.2M parameters took 0.84 (bfloat16) and 0.92 of its
-# time, 128 rows 0.93 and 0.97, 64 rows 1.05 to 1.1: lanes wait for each other's Python, and a step of few rows is little
-# else. Where others use the cores too 256 rows took 0.4 of it: no lane waits for a thread that has to wait for its turn.
+# Measured on 2 cores, in turns with one lane: 256 rows of a Llama of 3.2M parameters took 0.84 (bfloat16) and 0.92 of
+# its time, 128 rows 0.93 and 0.97, 64 rows 1.05 to 1.1: lanes wait for each other's Python, and a step of few rows is
+# little else. Where others use the cores too, 256 rows took 0.4 of it: no lane waits for a thread that waits itself.
 LANE_ROWS = 64  # of a lane at once
 LANE_PARAMETERS = 2 * 10**6  # of the model at least
 LANE_BYTES = 2**26  # of its weights at most: each lane reads all of them
