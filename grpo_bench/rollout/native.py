@@ -150,6 +150,8 @@ class NativeEngine:
         """What is sampled from, up to date."""
         dtype = self.dtype or policy.dtype
         if not needs_copy(policy, dtype):
+            if self._copies.pop(policy, None) is not None:  # kernels were switched off
+                self._kept.clear()
             return policy
         if policy in self._copies and self._copies[policy].packs != packs(policy.model, dtype):
             del self._copies[policy]  # kernels were switched on or off
