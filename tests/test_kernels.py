@@ -79,8 +79,9 @@ def test_threads_change_no_bit(monkeypatch):
     def all_of_them() -> list[Tensor]:
         out = [decode(torch.float32, 4, 2, 32, None, None), *draw(logits, Sampling(1.0, 1), uniforms)]
         out.append(sampling.rms_norm(logits, logits[0], 1e-5))
-        if products.multiplies(weight):
-            out.append(products.multiply(torch.ones(40, 50, dtype=torch.bfloat16), packed(weight), 70))
+        for dtype in kernels.NAMES:
+            if products.multiplies(weight, dtype):
+                out.append(products.multiply(logits.flatten()[:2000].view(40, 50).to(dtype), packed(weight, dtype), 70))
         return out
 
     torch.set_num_threads(1)
@@ -169,6 +170,7 @@ def test_products_in_fp32(monkeypatch, rows, columns, depth, bias):
     plus = torch.randn(columns) if bias else None
     exact = x.double() @ weight.double().T + (plus.double() if plus is not None else 0.0)
     ready = packed(weight, torch.float32)
+    torch.set_num_threads(2)
     out = products.multiply(x, ready, columns, plus)
     largest = (x.abs() @ weight.T.abs() + (plus.abs() if plus is not None else 0.0)).max()
     assert (out - exact).abs().max() <= (depth + 1) * 2**-24 * largest
@@ -282,8 +284,8 @@ def test_layers_of_one_input_are_one_product(monkeypatch, dtype, biased):
             assert torch.equal(*(x.policy.model(ids, use_cache=False).logits for x in (copy, apart)))
 
 
-@needs_tiles
-def test_a_model_that_looks_at_its_layers_weights_is_given_them():
+@pytest.mark.parametrize("dtype", PRODUCTS)
+def test_a_model_that_looks_at_its_layers_weights_is_given_them(dtype):
     class Looks(torch.nn.Module):
         def __init__(self, layer):
             super().__init__()
@@ -292,16 +294,24 @@ def test_a_model_that_looks_at_its_layers_weights_is_given_them():
         def forward(self, x):
             return torch.nn.functional.linear(x, self.layer.weight)
 
-    policy = Policy(network("llama", double=False), torch.bfloat16)
+    policy = Policy(network("llama", double=False), dtype)
     mlp = policy.model.model.layers[0].mlp
     mlp.down_proj = Looks(mlp.down_proj)
     ids = torch.tensor([[5, 6, 7]])
+    near = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     for _ in range(2):  # found out once, then known
-        copy = SamplingCopy(policy, torch.bfloat16)
+        copy = SamplingCopy(policy, dtype)
         assert not any(p.isnan().any() for p in copy.policy.parameters())
         with torch.no_grad():
+            policy.model.model.embed_tokens.weight.data = 0.2 * torch.randn(
+                policy.model.model.embed_tokens.weight.shape
+            )
+            mlp.down_proj.layer.weight.mul_(0.5)
+            copy.refresh()
             fast, plain = both(lambda copy=copy: copy.policy.model(ids, use_cache=False).logits)
-        torch.testing.assert_close(fast, plain, atol=0.1, rtol=0.05)
+            torch.testing.assert_close(fast, plain, **near)
+            own = policy.model(ids, use_cache=False).logits.float()  # in fp32
+            torch.testing.assert_close(fast.float(), own, atol=max(near["atol"], 1e-5) * 5, rtol=near["rtol"])
 
 
 @needs_tiles
@@ -316,6 +326,16 @@ def test_no_memory_for_the_first_answer_is_no_verdict(monkeypatch):
         with pytest.raises(RuntimeError, match="can't allocate"):
             SamplingCopy(policy, torch.bfloat16)
     assert any(p.isnan().any() for p in SamplingCopy(policy, torch.bfloat16).policy.parameters())  # not all are held
+
+
+@pytest.mark.parametrize("dtype", PRODUCTS)
+def test_buffers_that_change_are_sampled_with(dtype):
+    policy, ids = Policy(network("llama", double=False), dtype), torch.tensor([[5, 6, 7]])
+    copy = SamplingCopy(policy, dtype)
+    policy.model.model.rotary_emb.inv_freq.mul_(0.5)
+    copy.refresh()
+    with torch.no_grad():
+        assert torch.equal(*(x.policy.model(ids, use_cache=False).logits for x in (copy, SamplingCopy(policy, dtype))))
 
 
 def test_nothing_is_compiled_where_kernels_are_not_used(monkeypatch):

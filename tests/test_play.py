@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +124,21 @@ def test_a_row_is_settled_where_it_stands():
 def test_each_row_is_given_its_next_number():
     uniforms = torch.arange(12, dtype=torch.float64).view(3, 4)
     assert sampling.look_up(uniforms, torch.tensor([2, 0, 2]), torch.tensor([0, 3, 1])).tolist() == [8.0, 3.0, 9.0]
+
+
+@needs_compiler
+def test_forms_take_what_their_functions_take():
+    """Each argument from the slot of its number, as the pointer, integer or float that it is declared as in Python."""
+    kinds = {"PTR": ctypes.c_void_p, "REAL": ctypes.c_float, "INT": ctypes.c_int64, "(int)INT": ctypes.c_int}
+    found = 0
+    for path in Path(kernels.__file__).parent.glob("*.[ch]"):
+        for name, arguments in re.findall(r"^CALLED\((\w+|NAME\(\w+\)), (.*?)\)\n", path.read_text(), re.M | re.S):
+            names = [name] if "NAME" not in name else [f"{name[5:-1]}_{kind}" for kind in kernels.NAMES.values()]
+            taken = [re.fullmatch(r"((?:\(int\))?\w+)\((\d+)\)", one.strip()) for one in arguments.split(",")]
+            assert all(taken)
+            assert [int(one[2]) for one in taken] == list(range(len(taken)))
+            for function in (getattr(kernels._library(), each, None) for each in names):
+                if function is not None and function.argtypes is not None:  # some are for some processors only
+                    assert [kinds[one[1]] for one in taken] == list(function.argtypes)
+                    found += 1
+    assert found >= 14

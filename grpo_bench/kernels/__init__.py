@@ -3,9 +3,9 @@
 One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
 passing over memory again and again took most of the time. ``sampling.c``, ``attention.c``, ``layers.c`` and
 ``optimiser.c`` do each in one pass on a processor, ``gpu/`` on a GPU; ``products*.c`` read weights in the order in
-which they lie, and ``decode_tiles.c`` a prompt's keys for all of its rows at once. Each function equals a form in
-torch, which is used where this is not: without a C compiler or Triton, in other precisions than fp32 and bfloat16, with
-``GRPO_BENCH_KERNELS=0``.
+which they lie, ``decode_tiles.c`` a prompt's keys for all of its rows at once, and ``play.c`` makes many recorded calls
+by one. Each function equals a form in torch, which is used where this is not: without a C compiler or Triton, in other
+precisions than fp32 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def _library() -> ctypes.CDLL | None:
         library.multiply_bfloat16.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]
         for name in NAMES.values():
             getattr(library, f"pack_{name}_bfloat16").argtypes = [p, i, i, p, i, i, i, c]
-        library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i], i
+        library.weight_gradient_room.argtypes, library.weight_gradient_room.restype = [i, i, i, c], i
         library.tiled_decode_room.argtypes, library.tiled_decode_room.restype = [i, i], i
         if library.tiled_decode_room(TILES, TILES):
             tiled: Any = library.tiled_decode_attention
             tiled.argtypes = [*[p, i, i] * 3, p, p, i, p, p, i, p, p, p, p, i, i, i, i, i, f, i, f, p, p, i, c]
-        if library.weight_gradient_room(TILES, TILES, TILES):
+        if library.weight_gradient_room(TILES, TILES, TILES, 1):
             library.weight_gradient.argtypes = [p, i, p, p, p, i, i, i, c, c]
         if library.tiled_attention_room(TILES, TILES, 0):
             library.tiled_attention.argtypes = library.packed_attention_bfloat16.argtypes

@@ -17,7 +17,6 @@ from grpo_bench import kernels
 from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_products, _library, _threads
 
 TILE = 16  # columns of one tile of what is packed
-COLUMNS = 8192  # of a weight whose gradient is made at once
 
 
 def multiplies(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
@@ -112,7 +111,7 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
 
 @cache
 def _has_weight_gradient() -> bool:
-    return _has_products(torch.bfloat16) and bool(_library().weight_gradient_room(TILES, TILES, TILES))  # type: ignore[union-attr]
+    return _has_products(torch.bfloat16) and bool(_library().weight_gradient_room(TILES, TILES, TILES, 1))  # type: ignore[union-attr]
 
 
 def trains(weight: Tensor) -> bool:
@@ -127,23 +126,20 @@ def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
     x = x.contiguous()
     rows, depth = x.shape
     library: Any = _library()
-    most = max(max(grad.shape[1] for grad in grads), 1)
-    some = min(most, COLUMNS)
-    scratch = torch.empty(library.weight_gradient_room(rows, some, depth) + TILES, dtype=torch.bfloat16)
+    threads = _threads(rows * depth * max(grad.shape[1] for grad in grads))
+    size = library.weight_gradient_room(rows, max(grad.shape[1] for grad in grads), depth, threads)
+    scratch = torch.empty(size + TILES, dtype=torch.bfloat16)
     aligned = scratch.data_ptr() + -scratch.data_ptr() % 64
-    out, made = [], 0
-    for grad in map(_dense_last, grads):
+    out = []
+    for made, grad in enumerate(map(_dense_last, grads)):
         assert grad.shape[0] == rows
         assert grad.dtype == x.dtype == torch.bfloat16
         whole = torch.empty(grad.shape[1], depth, dtype=torch.float32)
-        for first in range(0, len(whole), some):  # of a vocabulary: its panels would take as much memory as its logits
-            part = whole[first : first + some]
-            _call(
-                "weight_gradient",
-                grad.data_ptr() + 2 * first, grad.stride(0), x.data_ptr(), part.data_ptr(), aligned, rows, len(part),
-                depth, made, _threads(rows * len(part) * depth),
-            )  # fmt: skip
-            made = 1
+        _call(
+            "weight_gradient",
+            grad.data_ptr(), grad.stride(0), x.data_ptr(), whole.data_ptr(), aligned, rows, len(whole), depth,
+            int(made > 0), min(threads, _threads(rows * len(whole) * depth)),
+        )  # fmt: skip
         out.append(whole)
     return out
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MOST = 2**13  # positions: of heads of 128 numbers 8 MiB
+ROUNDED = 256  # tables are made for so many positions more at a time
 Table = tuple[Tensor, Tensor]
 _tables: weakref.WeakKeyDictionary[nn.Module, dict[Any, Table]] = weakref.WeakKeyDictionary()
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -37,14 +39,14 @@ def prepare(model: nn.Module, most: int) -> None:
     """Make the tables of a model on a CPU for positions below ``most``: before a step is recorded, not within it."""
     example = next(model.parameters())  # what comes from the embedding is of its type
     for module in model.modules() if example.device.type == "cpu" else ():
-        if not hasattr(type(module), "looks_up"):
+        if not hasattr(type(module), "looks_up") or most > MOST:
             continue
         kind, kept = _kind(module, example.dtype, example.device), _tables.setdefault(module, {})
         if kind not in kept or len(kept[kind][0]) < most:
             kept.clear()
-            positions = torch.arange(1 << max(most - 1, 0).bit_length(), device=example.device)
-            cosines, sines = type(module).__base__.forward(module, example, positions[None])  # type: ignore[union-attr]
-            kept[kind] = cosines[0].contiguous(), sines[0].contiguous()
+            positions = torch.arange(-(-most // ROUNDED) * ROUNDED, device=example.device)
+            made = type(module).__base__.forward(module, example, positions[None])  # type: ignore[union-attr]
+            kept[kind] = made[0][0].contiguous(), made[1][0].contiguous()
 
 
 def _looks_up(own: type[nn.Module]) -> type[nn.Module]:
@@ -64,6 +66,19 @@ def _looks_up(own: type[nn.Module]) -> type[nn.Module]:
     return _MADE[own]
 
 
+@torch.no_grad()
+def _by_position(module: Any) -> bool:
+    """Whether it gives a (1,N,d) cosine and sine for (1,N) positions, each for itself."""
+    some, every = (torch.tensor([numbers], device=module.inv_freq.device) for numbers in ([4, 0, 4], [0, 1, 2, 3, 4]))
+    x = torch.zeros(1, 3, 8, device=some.device)
+    try:
+        found, table = module(x, some), module(x, every)
+        pair = isinstance(found, tuple) and len(found) == 2 and not any(part.is_complex() for part in found)
+        return pair and all(torch.equal(a[0], b[0][some[0]]) for a, b in zip(found, table, strict=True))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # of another calling convention
+        return False
+
+
 def install(model: PreTrainedModel) -> int:
     """Let rotary embeddings of fixed frequencies be looked up; returns how many."""
     found = 0
@@ -74,7 +89,8 @@ def install(model: PreTrainedModel) -> int:
         fixed = getattr(module, "rope_type", None) in ("default", "linear", "llama3")
         theirs = own.__module__.startswith("transformers.models.")
         takes = list(inspect.signature(own.forward).parameters) == ["self", "x", "position_ids"]
-        if fixed and theirs and takes and isinstance(getattr(module, "inv_freq", None), Tensor):
+        has = isinstance(getattr(module, "inv_freq", None), Tensor)
+        if fixed and theirs and takes and has and _by_position(module):
             module.__class__ = _looks_up(own)
             found += 1
     return found

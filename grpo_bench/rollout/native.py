@@ -42,8 +42,8 @@ class NativeEngine:
     """Batched decoding through transformers' own modules, with attention and cache of its own.
 
     ``dtype`` is what sampling computes in (None: what the policy does); where that is lower than the weights'
-    precision, a copy of the model is kept in it. ``cuda_graph`` replays captured steps on a GPU; ``static`` uses their
-    shapes without capturing.
+    precision, or packed weights are multiplied sooner, a copy of the model is kept in it. ``cuda_graph`` replays
+    captured steps on a GPU; ``static`` uses their shapes without capturing.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class NativeEngine:
             in_lanes(steps, tell)
         except BaseException:
             self._kept.clear()  # the next one may have other sizes, and needs the memory
+            self._copies.clear()
             raise
         finally:
             if decoders and decoders[0].captured is None:
@@ -192,7 +193,8 @@ class NativeEngine:
         to the system, which takes a while to give it again. A model that is not a copy keeps its own, which is counted.
         Whether a copy stays is for its size alone to say, not for the rollouts before: it is on record.
         """
-        room, leaves = KEPT_BYTES, pages.can_give_back()
+        on_cpu = all(copy.policy.device.type == "cpu" for copy in self._copies.values())
+        room, leaves = KEPT_BYTES, on_cpu and pages.can_give_back()
         copies = {id(copy.policy): copy for copy in self._copies.values()}
         for copy in copies.values() if leaves else ():
             if (size := sum(x.nbytes for x in copy.weights())) > room:
@@ -215,7 +217,7 @@ class NativeEngine:
                 decoder.give_back()
         used = {id(decoder.policy) for decoder in self._kept.values()}
         for policy, copy in list(self._copies.items()):
-            if id(copy.policy) not in used:
+            if id(copy.policy) not in used and not leaves:
                 del self._copies[policy]
 
     def _weights(self, sampled: Policy) -> list[Tensor]:

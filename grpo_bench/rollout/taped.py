@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,14 @@ class TapedSteps:
         self._last = 0  # its rows
         self._first: int | None = None  # rows of this rollout's first step
         self._proven: set[int] = set()
-        self._weights: list[int] = []  # where those lie that were recorded
+        self._weights: list[Any] = []  # where those lie that were recorded, and what it was that buffers held
         self.allowed = True
 
     def begin(self, model: nn.Module) -> None:
         """A rollout begins: what was recorded of weights that were elsewhere is no longer of use."""
         self._first = None
-        weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+        weights: list[Any] = [x.data_ptr() for x in model.parameters()]
+        weights += [(x.data_ptr(), x._version) for x in model.buffers()]
         if weights != self._weights:
             self._forget()
             self._weights = weights

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from grpo_bench.policy import Policy
 from grpo_bench.policy.memory import is_out_of_memory
 from grpo_bench.policy.network import widen
+from grpo_bench.policy.replica import remembers
 from grpo_bench.rollout import pages
 from grpo_bench.rollout.merged_linear import merge_linears
 from grpo_bench.rollout.packed_linear import Packed, only_multiplied, pack_linears, packs
@@ -22,9 +23,10 @@ _look: weakref.WeakKeyDictionary[Policy, bool] = weakref.WeakKeyDictionary()  # 
 class SamplingCopy:
     """A policy's model with its parameters in ``dtype``, adapters included; ``refresh`` takes over what was trained.
 
-    Costs the parameters once more, in ``dtype``; in that of the weights only what is packed. Linear layers that are
-    packed for a processor hold nothing else: they cost twice only where an embedding has the same weights (a tied
-    head), or where a model looks at these itself. Buffers (rotary frequencies) keep their precision.
+    Costs the parameters once more, in ``dtype``; in that of the weights not what is only looked up. Linear layers that
+    are packed for a processor hold nothing else: they cost twice only where an embedding has the same weights (a tied
+    head), or where a model looks at these itself. Buffers (rotary frequencies) keep their precision; on a CPU they are
+    the policy's own, but for those of a model that changes them as it computes.
     """
 
     def __init__(self, policy: Policy, dtype: torch.dtype) -> None:
@@ -46,7 +48,9 @@ class SamplingCopy:
         self._same: list[tuple[nn.Parameter, nn.Parameter]] = []  # these share their memory
         self._packed: list[Packed] = []
         only = set() if dense else only_multiplied(policy.model, self.dtype)
-        memo: dict[int, nn.Parameter] = {}  # deepcopy takes these instead of copying in full precision first
+        memo: dict[int, Tensor] = {}  # deepcopy takes these instead of copying in full precision first
+        if policy.device.type == "cpu" and not remembers(policy.model):
+            memo |= {id(buffer): buffer for buffer in policy.model.buffers()}
         masters: dict[int, nn.Parameter] = {}  # by what stands for them in the copy
         for master in policy.model.parameters():
             low = self.dtype if master.is_floating_point() else master.dtype
@@ -56,7 +60,8 @@ class SamplingCopy:
                 made = master.detach()
             else:
                 made = master.detach().to(low, copy=True, memory_format=torch.contiguous_format)
-            memo[id(master)] = made = nn.Parameter(made, requires_grad=False)
+            made = nn.Parameter(made, requires_grad=False)
+            memo[id(master)] = made
             if id(master) not in only:
                 same = made.data_ptr() == master.data_ptr()
                 (self._same if same else self._pairs).append((master, made))

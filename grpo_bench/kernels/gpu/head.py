@@ -1,4 +1,4 @@
-"""Softmax over a vocabulary and its gradient, in place: see ``kernels.soften`` and ``kernels.logp_gradient``."""
+"""Softmax over a vocabulary and its gradient, in place: see ``kernels.head``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _soften(logits, targets, logps, entropies, words, divisor, BLOCK: tl.constex
 
 
 def soften(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """See ``kernels.soften``; the log-prob of a target beyond the words is NaN: to raise would wait for the GPU."""
+    """See ``kernels.head``; the log-prob of a target beyond the words is NaN: to raise would wait for the GPU."""
     assert logits.is_contiguous()
     rows, words = logits.shape
     logps = torch.empty(rows, dtype=torch.float32, device=logits.device)
@@ -64,7 +64,7 @@ def _logp_gradient(probs, targets, scales, words, BLOCK: tl.constexpr):
 
 
 def logp_gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
-    """See ``kernels.logp_gradient``."""
+    """See ``kernels.head``."""
     assert probs.is_contiguous()
     rows, words = probs.shape
     if rows:
