@@ -113,7 +113,11 @@ def visit(contender: str, repetition: int, steps: list[dict[str, Any]], peak: in
 def measurements() -> list[dict[str, Any]]:
     size = {"trunk": 100, "head": 20, "layers": 2, "width": 4}
     shape = {"size": size, "kv_width": 2, "prompts": [3, 5], "group_size": 2, "tokens": 3}
-    measured = {"prefill_s": 0.5, "decode_products_s": 0.25, "training_products_s": 0.75}
+    rounds = [
+        {"rollout_s": rollout, "decode_products_s": 0.5, "training_s": 4.0, "training_products_s": training}
+        for rollout, training in ((1.5, 1.0), (2.5, 2.0), (0.75, 3.0))
+    ]
+    measured = {"prefill_s": 0.5, "rounds": rounds, "decode_best_s": 0.4, "training_best_s": 0.8}
     rates = {"bandwidth": 1856.0, "rates": {"float32": 7136.0}, "device": {"type": "cpu", "threads": 2}}
     own = {"shape": shape, "floors": measured}
     made = {"cpu": "a processor", "python": "3.11", "packages": {"torch": "2"}, "git_sha": "a" * 40, "started": "today"}
@@ -152,7 +156,12 @@ def test_the_summary_by_hand() -> None:
     assert floor["decode"]["seconds"] == 2.0
     assert floor["decode"]["floor_s"] == pytest.approx(1.0)
     assert floor["decode"]["fraction"] == pytest.approx(0.5)
-    assert floor["decode"]["products_s"] == 2 * 0.25
+    # products alone beside the same steps: 0.5 s of 1, 2 and 0.25 s that are not prefill, in two visits
+    assert floor["decode"]["products_s"] == 0.5
+    assert floor["decode"]["fraction_of_products"] == {"median": 0.5, "low": 0.25, "high": 2.0, "n": 6}
+    assert floor["decode"]["fraction_of_best"] == 0.4 / 2.0
+    assert floor["training"]["fraction_of_best"] == 0.8 / 2.0
+    assert floor["training"]["fraction_of_products"] == {"median": 0.5, "low": 0.25, "high": 0.75, "n": 6}
     assert floor["training"]["floor_s"] == 3.0
     assert floor["training"]["seconds"] == 2.0  # of 2, 3.5 and 2
     (critic,) = made["ppo_to_grpo"]
@@ -191,7 +200,7 @@ def test_the_table_is_made_of_measurements_alone(tmp_path: Path, capsys: pytest.
     assert "| grpo_bench, GRPO | float32 | 5 [4, 6] | 2.5 | 0 | 0 | 2 | 0.8 |" in text
     assert "| grpo_bench, GRPO | TRL GRPOTrainer | float32 | 4.5 [4, 5] |" in text
     assert "22 % of the peer's" in text
-    assert "| decode | float32 | 2 | 1 | 50 % |" in text
+    assert "| decode | float32 | 2 | 1 | 50 % | 0.5 | 50 % [25, 200] | 0.4 | 20 % |" in text
     assert "TRL PPOTrainer (1.10), float32: not measured: no such thing" in text
     assert "| 16 | 2 x 16 | 256 + 1 | 2.25 [2.2, 2.3] |" in text
     assert "1.12 |" in text  # 2.25 / 2

@@ -27,6 +27,16 @@ def best_seconds(work: Callable[[], Any], device: torch.device, least: float = 0
     return min(runs)
 
 
+def seconds(work: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Seconds that ``times`` runs of ``work`` take."""
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait(device)
+    return time.perf_counter() - start
+
+
 def wait(device: torch.device) -> None:
     """Until a GPU has done what it was given."""
     if device.type == "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from grpo_bench.rollout import Noise, Sampling, make_engine
 from grpo_bench.run import one_step
 from grpo_bench.speed import products
 from grpo_bench.speed.child import PHASES, Spec, wait_for_turn
-from grpo_bench.speed.machine import wait
+from grpo_bench.speed.machine import best_seconds, seconds, wait
 from grpo_bench.state import Parts, State
 from grpo_bench.tasks import Task, load_task
 from grpo_bench.update import Learner
 
 ALGORITHMS = {"ppo": ["algo=ppo"], "ppo-shared": ["algo=ppo", "model.critic=shared"]}
+ROUNDS = 4  # of steps beside their products alone
 REWARD = "grpo_bench.speed.rewards:alternating"
 COMMON = [
     "epochs=1", "minibatches=1", "kl_coef=0", "lr=1.0e-6", "critic_lr=1.0e-6", "reward=function",
@@ -104,30 +106,14 @@ def run(spec: Spec) -> dict[str, Any]:
     """Steps of a GRPO or PPO run, the last ``spec.steps`` of them measured."""
     parts = build(spec)
     state, meter, steps = State(), parts.meter, []
-    lengths: list[int] = []
     for number in range(spec.warmup + spec.steps):
         if number == spec.warmup:
             meter.forget_peak()
-        state.step += 1
-        before = replace(state)
         wait_for_turn(spec)
-        wait(meter.device)
-        start = time.perf_counter()
-        experience, _, _ = one_step(parts, state, 0.0)
-        wait(meter.device)
-        seconds, phases = time.perf_counter() - start, meter.end_step()
-        lengths = [len(ids) for ids in experience.rollouts.prompt_ids]
+        made = _step(parts, state)
         if number >= spec.warmup:
-            steps.append(
-                {
-                    "seconds": seconds,
-                    "phases": {name: phases.get(name, 0.0) for name in PHASES},
-                    "samples": state.samples - before.samples,
-                    "tokens": state.generated_tokens - before.generated_tokens,
-                    "flops": state.flops - before.flops,
-                    "prompt_lengths": lengths,
-                }
-            )
+            steps.append(made)
+    lengths = steps[-1]["prompt_lengths"]
     result = {
         "steps": steps,
         "peak_bytes": meter.peak_memory(),
@@ -136,8 +122,27 @@ def run(spec: Spec) -> dict[str, Any]:
         "states": f"float32 weights, AdamW with float32 moments; products {spec.dtype}",
     }
     if spec.floors:
-        result["floors"] = floors(parts, lengths, spec)
+        result["floors"] = floors(parts, state, lengths, spec)
     return result
+
+
+def _step(parts: Parts, state: State) -> dict[str, Any]:
+    """One step under the clock."""
+    state.step += 1
+    before = replace(state)
+    wait(parts.meter.device)
+    start = time.perf_counter()
+    experience, _, _ = one_step(parts, state, 0.0)
+    wait(parts.meter.device)
+    took, phases = time.perf_counter() - start, parts.meter.end_step()
+    return {
+        "seconds": took,
+        "phases": {name: phases.get(name, 0.0) for name in PHASES},
+        "samples": state.samples - before.samples,
+        "tokens": state.generated_tokens - before.generated_tokens,
+        "flops": state.flops - before.flops,
+        "prompt_lengths": [len(ids) for ids in experience.rollouts.prompt_ids],
+    }
 
 
 def shape_of(parts: Parts, lengths: list[int], spec: Spec) -> dict[str, Any]:
@@ -151,17 +156,43 @@ def shape_of(parts: Parts, lengths: list[int], spec: Spec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def floors(parts: Parts, lengths: list[int], spec: Spec) -> dict[str, float]:
-    """Measured in this process: the prefill by itself, and the products of a decode step and of the update alone."""
-    policy, dtype = parts.models.policy, getattr(torch, spec.dtype)
+def floors(parts: Parts, state: State, lengths: list[int], spec: Spec) -> dict[str, Any]:
+    """Measured in this process: the prefill by itself, and further steps between the same steps' products alone.
+
+    Products are timed before and after each step: a machine that is slower for a while is so for both. Their shortest
+    times stand beside these.
+    """
+    policy, dtype, device = parts.models.policy, getattr(torch, spec.dtype), parts.meter.device
     rows, vocab = spec.prompts * spec.group_size, policy.model.config.get_text_config().vocab_size
-    prefill = min(_generate_one(parts, spec, attempt) for attempt in range(3))
-    step = products.decode_step(policy.model, rows, dtype)
-    training = products.training_step(
+    prefill = median(_generate_one(parts, spec, attempt) for attempt in range(3))
+    decode = products.decode_step(policy.model, rows, dtype)
+    update = products.update(
         policy.model, sum(lengths) + rows * spec.tokens, rows * spec.tokens, parts.learner.tokens,
         LOGIT_ELEMENTS // vocab, dtype,
     )  # fmt: skip
-    return {"prefill_s": prefill, "decode_products_s": step, "training_products_s": training}
+
+    @torch.no_grad()
+    def alone() -> tuple[float, float]:
+        return seconds(decode, device, spec.tokens - 1), seconds(update, device)
+
+    with torch.no_grad():
+        best = {
+            "decode_best_s": (spec.tokens - 1) * best_seconds(decode, device),
+            "training_best_s": best_seconds(update, device),
+        }
+    rounds, before = [], alone()
+    for _ in range(ROUNDS):
+        phases, after = _step(parts, state)["phases"], alone()
+        rounds.append(
+            {
+                "rollout_s": phases["rollout"],
+                "decode_products_s": (before[0] + after[0]) / 2,
+                "training_s": phases["score"] + phases["update"],
+                "training_products_s": (before[1] + after[1]) / 2,
+            }
+        )
+        before = after
+    return {"prefill_s": prefill, "rounds": rounds, **best}
 
 
 def _generate_one(parts: Parts, spec: Spec, attempt: int) -> float:

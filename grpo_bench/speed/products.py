@@ -55,8 +55,8 @@ def _captured(work: Callable[[], None], device: torch.device) -> Callable[[], No
 
 
 @torch.no_grad()
-def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
-    """Seconds of one decode step's products: ``rows`` tokens through every linear layer and the head."""
+def decode_step(model: Any, rows: int, dtype: torch.dtype) -> Callable[[], None]:
+    """One decode step's products, the fastest way: ``rows`` tokens through every linear layer and the head."""
     trunk, head = _weights(model, dtype)
     device = head[0].device
     inputs = {w.shape[1]: torch.randn(rows, w.shape[1], dtype=dtype, device=device) for w in trunk + head}
@@ -65,9 +65,8 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
         for w in trunk + head:
             nn.functional.linear(inputs[w.shape[1]], w)
 
-    seconds = best_seconds(_captured(work, device), device)
     if not packs(model, dtype):
-        return seconds
+        return _captured(work, device)
     few = _together(model, dtype) + head
     rooms = products.packed_room([w.shape for w in few], dtype)
     packed = [(products.pack(w, room), *w.shape) for w, room in zip(few, rooms, strict=True)]
@@ -76,27 +75,38 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype) -> float:
         for w, columns, depth in packed:
             products.multiply(inputs[depth], w, columns)
 
-    return min(seconds, best_seconds(packed_work, device))
+    return _fastest([work, packed_work], device)
 
 
 @torch.no_grad()
-def training_step(model: Any, tokens: int, headed: int, micro_batch: int, chunk: int, dtype: torch.dtype) -> float:
-    """Seconds of an update's products, forward, and backward to inputs and weights, for ``tokens`` tokens.
+def update(
+    model: Any, tokens: int, headed: int, micro_batch: int, chunk: int, dtype: torch.dtype
+) -> Callable[[], None]:
+    """An update's products, the fastest way: forward, and backward to inputs and weights, for ``tokens`` tokens.
 
     The trunk takes at most ``micro_batch`` tokens at once, the head ``chunk`` of the ``headed`` ones.
     """
     trunk, head = _weights(model, dtype)
     device = head[0].device
-    return _passes(trunk, tokens, micro_batch, dtype, device) + _passes(head, headed, chunk, dtype, device)
+    of_trunk = _passes(trunk, tokens, micro_batch, dtype, device)
+    of_head = _passes(head, headed, chunk, dtype, device)
+
+    def work() -> None:
+        of_trunk()
+        of_head()
+
+    return work
 
 
-def _passes(weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, device: torch.device) -> float:
+def _passes(
+    weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
     parts = max(-(-tokens // max(most, 1)), 1)
     count = -(-tokens // parts)
     widths = {n for w in weights for n in w.shape}
     data = {n: torch.randn(count, n, dtype=dtype, device=device) for n in widths}
 
-    def work(own: bool) -> None:
+    def once(own: bool) -> None:
         for w in weights:
             x, gradient = data[w.shape[1]], data[w.shape[0]]
             nn.functional.linear(x, w)
@@ -107,4 +117,14 @@ def _passes(weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, d
                 torch.mm(gradient.t(), x)
 
     ways = [False, True] if dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device)) else [False]
-    return parts * min(best_seconds(functools.partial(work, own), device) for own in ways)
+    fastest = _fastest([functools.partial(once, own) for own in ways], device)
+
+    def work() -> None:
+        for _ in range(parts):
+            fastest()
+
+    return work
+
+
+def _fastest(ways: list[Callable[[], None]], device: torch.device) -> Callable[[], None]:
+    return ways[0] if len(ways) == 1 else min(ways, key=lambda way: best_seconds(way, device))

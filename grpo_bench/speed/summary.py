@@ -163,25 +163,35 @@ def _floors(dtype: str, visits: list[Row], shape: Shape, machine: dict[str, Any]
     """The native engine's decode and training beside the hardware's floor and beside the matrix products alone."""
     bandwidth, rate = machine["bandwidth"], machine["rates"][dtype]
     steps, measured = _steps(visits), [visit["floors"] for visit in visits]
+    rounds = [
+        {**one, "decode_s": max(one["rollout_s"] - m["prefill_s"], 1e-9)} for m in measured for one in m["rounds"]
+    ]
     prefill = median(m["prefill_s"] for m in measured)
     rollout = median(step["phases"]["rollout"] for step in steps)
     training = median(step["phases"]["score"] + step["phases"]["update"] for step in steps)
     decode = max(rollout - prefill, 1e-9)
     floor, least = decode_seconds(shape, dtype, bandwidth, rate), training_flops(shape) / rate
-    decode_products = (shape.tokens - 1) * min(m["decode_products_s"] for m in measured)
-    training_products = min(m["training_products_s"] for m in measured)
+
+    def products(kind: str, median_s: float) -> dict[str, Any]:
+        best = min(m[f"{kind}_best_s"] for m in measured)
+        return {
+            "products_s": median(one[f"{kind}_products_s"] for one in rounds),
+            "fraction_of_products": asdict(Spread.of(one[f"{kind}_products_s"] / one[f"{kind}_s"] for one in rounds)),
+            "best_s": best,
+            "fraction_of_best": best / median_s,
+        }
+
     return {
         "dtype": dtype,
-        "decode": {
-            "seconds": decode, "floor_s": floor, "fraction": floor / decode, "products_s": decode_products,
-            "fraction_of_products": decode_products / decode,
-        },
+        "decode": {"seconds": decode, "floor_s": floor, "fraction": floor / decode, **products("decode", decode)},
         "prefill": {"seconds": prefill, "floor_s": prefill_seconds(shape, rate)},
         "training": {
-            "seconds": training, "floor_s": least, "fraction": least / training, "products_s": training_products,
-            "fraction_of_products": training_products / training,
+            "seconds": training,
+            "floor_s": least,
+            "fraction": least / training,
+            **products("training", training),
         },
-    }  # fmt: skip
+    }
 
 
 def _critic(name: str, dtype: str, visits: dict[tuple[str, str], list[Row]], shape: Shape) -> dict[str, Any]:

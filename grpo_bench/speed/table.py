@@ -168,6 +168,7 @@ def _peers(summary: dict[str, Any], in_turns: bool) -> str:
 def _floors(summary: dict[str, Any]) -> str:
     head = [
         "", "precision", "seconds", "hardware floor, s", "reached", "its products alone, s", "reached",
+        "at their best, s", "reached",
     ]  # fmt: skip
     rows = []
     for f in summary["floors"]:
@@ -177,13 +178,18 @@ def _floors(summary: dict[str, Any]) -> str:
                 [
                     kind, f["dtype"], f"{part['seconds']:.3g}", f"{part['floor_s']:.3g}",
                     f"{100 * part['fraction']:.0f} %", f"{part['products_s']:.3g}",
-                    f"{100 * part['fraction_of_products']:.0f} %",
+                    _percent(part["fraction_of_products"]), f"{part['best_s']:.3g}",
+                    f"{100 * part['fraction_of_best']:.0f} %",
                 ]
             )  # fmt: skip
         before = f["prefill"]
         floor = f"{before['floor_s']:.3g}"
-        rows.append(["prefill", f["dtype"], f"{before['seconds']:.3g}", floor, _share(before), "–", "–"])
+        rows.append(["prefill", f["dtype"], f"{before['seconds']:.3g}", floor, _share(before), *["–"] * 4])
     return _table(head, rows)
+
+
+def _percent(s: dict[str, Any]) -> str:
+    return f"{100 * s['median']:.0f} % [{100 * s['low']:.0f}, {100 * s['high']:.0f}]"
 
 
 def _share(part: dict[str, float]) -> str:
@@ -193,9 +199,11 @@ def _share(part: dict[str, float]) -> str:
 _FLOOR_NOTE = (
     "Hardware floor of decode: each step reads weights, keys and values once at the measured bandwidth, or multiplies "
     "at the measured rate, whichever takes longer; of training: three passes over the work's tokens at the measured "
-    "rate. Products alone: exactly the step's linear layers, same shapes, timed in the same process (attention, norms, "
-    "sampling and the optimiser are not in it). Prefill: all of a rollout before its second token, the copy of the "
-    "weights that is sampled from included; it is no part of decode."
+    "rate. Products alone: exactly the step's linear layers, same shapes, in the same process (attention, norms, "
+    "sampling and the optimiser are not in it), timed before and after each of some further steps; reached: the "
+    "median [lowest, highest] over these, each beside its neighbours. At their best: the shortest of repeated runs (of "
+    "one decode step, times the steps), beside the medians of the measured steps. Prefill: all of a rollout before its "
+    "second token, the copy of the weights that is sampled from included; it is no part of decode."
 )
 
 
