@@ -6,6 +6,10 @@ one piece. torch asks for large pages tensor by tensor and lets each begin at a 
 live for long settle in the gaps before them, and what is freed between two of those serves no larger tensor. So the
 heap asks for them as a whole, ahead of its use. SmolLM2's peak was 0.7 GB lower with that, and its updates took 1.7 to
 1.8 s instead of 1.8 to 2.1 (one run of each).
+
+Small objects that are gone divide it too: a thread keeps some of each size for itself (tcache), and what lies on both
+sides of such a one does not become one piece again. Without these lists, of which the library hears only when a process
+begins, a 3.2M Llama's steps in fp32 took 0.55 GB instead of 0.71 (in bfloat16 0.52 instead of 0.55), and no more time.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ OWN_SETTINGS = (  # a caller's
     "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES",
 )  # fmt: skip
 OWN_ARENAS = "MALLOC_ARENA_MAX"
+AT_START = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}  # what the library reads only then
 
 
 @dataclass
@@ -47,7 +52,7 @@ def keep() -> bool:
     counted (``ulimit -v``): room would be taken from what the process may have.
     """
     global _heap
-    if not _glibc() or any(name in os.environ for name in OWN_SETTINGS):
+    if not _glibc() or _has_own_settings():
         return False
     try:
         library = ctypes.CDLL(None)
@@ -71,6 +76,16 @@ def keep() -> bool:
     return True
 
 
+def at_start() -> dict[str, str]:
+    """What the environment of a process that will ``keep`` has to say when it starts, and this one's did not.
+
+    Nothing where the C library is another one, or the caller has set it up.
+    """
+    if not _glibc() or _has_own_settings():
+        return {}
+    return {name: value for name, value in AT_START.items() if name not in os.environ}
+
+
 def make_room() -> None:
     """Let the heap's end have addresses for a step, in large pages where the system has them; fills no memory.
 
@@ -90,6 +105,10 @@ def make_room() -> None:
         page = os.sysconf("SC_PAGESIZE")
         _heap.start = min(_heap.start, -(-place // page) * page)
         library.madvise(_heap.start, _heap.end - _heap.start, MADV_HUGEPAGE)  # a system without them refuses
+
+
+def _has_own_settings() -> bool:
+    return any(os.environ.get(name) not in (None, AT_START.get(name)) for name in OWN_SETTINGS)
 
 
 def _limited() -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 
 from grpo_bench import heap
 
@@ -18,3 +20,15 @@ def prepare_process() -> None:
     """Set the defaults that the caller has not set; torch must not have computed yet."""
     for name, value in (SPINNING if heap.keep() else SPINNING | LARGE_PAGES).items():
         os.environ.setdefault(name, value)
+
+
+def start_again() -> None:
+    """Put the same program in this process's place, with what the C library reads at its start and was not told.
+
+    For a program's first lines: it begins anew, under the same number, as the same command. Nothing happens where the
+    library was told, is another one, or was set up by the caller; a system that refuses goes on as it is.
+    """
+    more = heap.at_start()
+    if more and sys.executable and len(sys.orig_argv) > 1:
+        with contextlib.suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **more})

@@ -123,6 +123,18 @@ def test_a_system_without_the_name_is_another(monkeypatch: pytest.MonkeyPatch, e
     assert not heap._glibc()
 
 
+def test_what_a_process_is_told_at_its_start_is_not_the_callers(
+    asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert heap.at_start() == {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
+    assert heap.at_start() == {}
+    assert heap.keep()
+    monkeypatch.setattr(heap, "_glibc", lambda: False)
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert heap.at_start() == {}
+
+
 def test_without_mallopt_nothing_happens(asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(what: int, value: int) -> int:
         raise AssertionError

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from grpo_bench import heap
 from grpo_bench.provenance import base_names
 from grpo_bench.speed.child import Spec
 from grpo_bench.speed.workloads import PEERS, Workload
@@ -168,7 +169,7 @@ def _environment(spec: Spec) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     defaults = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
-    return {**defaults, **os.environ, **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**defaults, **heap.at_start(), **os.environ, **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _reason(log: str, code: int) -> str:
