@@ -15,7 +15,7 @@ from grpo_bench.compose import compose, composing
 from grpo_bench.config import Config, parse
 from grpo_bench.cost import Meter, Size
 from grpo_bench.policy import choose_device, compute_dtype, load_model, load_tokenizer, make_models
-from grpo_bench.policy.network import LOGIT_ELEMENTS
+from grpo_bench.policy.memory import kept_elements
 from grpo_bench.rollout import Noise, Sampling, make_engine
 from grpo_bench.run import one_step
 from grpo_bench.speed import products
@@ -168,7 +168,7 @@ def floors(parts: Parts, state: State, lengths: list[int], spec: Spec) -> dict[s
     decode = products.decode_step(policy.model, rows, dtype)
     update = products.update(
         policy.model, sum(lengths) + rows * spec.tokens, rows * spec.tokens, parts.learner.tokens,
-        LOGIT_ELEMENTS // vocab, dtype,
+        kept_elements(device, dtype) // vocab, dtype,
     )  # fmt: skip
 
     @torch.no_grad()
