@@ -17,6 +17,7 @@ import torch
 
 T = TypeVar("T")
 LANES = 2  # more would need more copies of the gradients, and meet less balanced
+LEAST_PARAMETERS = 2 * 10**6  # of a smaller model a lane's Python takes as long as what it computes
 
 
 def count(device: torch.device) -> int:

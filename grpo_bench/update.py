@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from grpo_bench import heap
 from grpo_bench.cost import Size, Timed, untimed
+from grpo_bench.lanes import LEAST_PARAMETERS, side_by_side
 from grpo_bench.lanes import count as lane_count
-from grpo_bench.lanes import side_by_side
 from grpo_bench.observed import metrics, observe, on_host
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.policy import Layout, Models, Policy, layout, memory_errors
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from grpo_bench.algos import Algorithm
     from grpo_bench.config import Config
 
-# of a model in lanes: of a smaller one's a lane's Python takes as long as what it computes, of a larger one's it takes
-# little, and the second lane's gradients take memory
-LANE_PARAMETERS = range(2 * 10**6, 2**28)
+# of a model in lanes; of a larger one a lane's Python takes little, and the second lane's gradients take memory
+LANE_PARAMETERS = range(LEAST_PARAMETERS, 2**28)
 PER_TOKEN = ("old_logp", "ref_logp", "values", "step_ids", "advantages", "returns")
 
 

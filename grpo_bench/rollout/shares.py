@@ -19,7 +19,7 @@ from grpo_bench.rollout import Sampling
 # its time, 128 rows 0.93 and 0.97, 64 rows 1.05 to 1.1: lanes wait for each other's Python, and a step of few rows is
 # little else. Where others use the cores too, 256 rows took 0.4 of it: no lane waits for a thread that waits itself.
 LANE_ROWS = 64  # of a lane at once
-LANE_PARAMETERS = 2 * 10**6  # of the model at least
+LANE_PARAMETERS = lanes.LEAST_PARAMETERS  # of the model
 LANE_BYTES = 2**26  # of its weights at most: each lane reads all of them
 EVEN = 0.9  # of the largest share's work, the smallest one's: the other lanes wait for the largest at the end
 
