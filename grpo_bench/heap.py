@@ -83,7 +83,7 @@ def at_start() -> dict[str, str]:
     """
     if not _glibc() or _has_own_settings():
         return {}
-    return {name: value for name, value in AT_START.items() if name not in os.environ}
+    return {name: value for name, value in AT_START.items() if not os.environ.get(name)}
 
 
 def make_room() -> None:
@@ -108,7 +108,7 @@ def make_room() -> None:
 
 
 def _has_own_settings() -> bool:
-    return any(os.environ.get(name) not in (None, AT_START.get(name)) for name in OWN_SETTINGS)
+    return any(os.environ.get(name) not in (None, "", AT_START.get(name)) for name in OWN_SETTINGS)
 
 
 def _limited() -> bool:

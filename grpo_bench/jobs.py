@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from grpo_bench import needs
+from grpo_bench import heap, needs
 from grpo_bench.config import run_dir
 from grpo_bench.ending import reason_of, tail
 from grpo_bench.files import disk_errors
@@ -118,7 +118,7 @@ def expect(configs: Iterable[Config]) -> None:
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
+    return {**os.environ, **heap.at_start(), "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **more}
 
 
 def _forked(cfg: Config) -> bool:

@@ -252,6 +252,15 @@ class Learner:
             self.lanes.append(replica(self.models))
         return self.lanes[:count]
 
+    @property
+    def lanes_at_most(self) -> int:
+        """Those that an update uses where its groups can be shared out evenly."""
+        return len(self._lanes())
+
+    def tokens_of_lane(self, lanes: int) -> int:
+        """Tokens that one of so many lanes computes at once."""
+        return self.tokens if lanes == 1 else self._at_once(lanes) // lanes
+
     def _at_once(self, count: int) -> int:
         return tokens_at_once(self.models.policy, self.tokens, self.cfg.micro_batch_tokens, count)
 

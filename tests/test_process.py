@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from grpo_bench import heap, process
+from grpo_bench import heap, jobs, process
 
 BARE = [*heap.OWN_SETTINGS, heap.OWN_ARENAS]
 
@@ -32,12 +33,23 @@ def test_a_callers_large_pages_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def system(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The interpreter's ``sys``, as ``python -m grpo_bench`` begins."""
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="grpo_bench.__main__"))
+    argv = ["python", "-X", "dev", "-m", "grpo_bench", "algo=ppo"]
+    made = SimpleNamespace(
+        modules={"__main__": main}, gettrace=lambda: None, executable="/a/venv/bin/python", orig_argv=argv
+    )
+    monkeypatch.setattr(process, "sys", made)
+    monkeypatch.setattr(process.threading, "active_count", lambda: 1)
+    return made
+
+
+@pytest.fixture
+def begun(system: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What processes were put in this one's place."""
     found: list[tuple[Any, ...]] = []
     monkeypatch.setattr(process.os, "execve", lambda *args: found.append(args))
-    monkeypatch.setattr(process.sys, "orig_argv", ["python", "-X", "dev", "-m", "grpo_bench", "algo=ppo"])
-    monkeypatch.setattr(process.sys, "executable", "/a/venv/bin/python")
     monkeypatch.setattr(heap, "_glibc", lambda: True)
     monkeypatch.setattr(process.os, "environ", {"HOME": "/home/a"})
     return found
@@ -49,7 +61,38 @@ def test_a_process_starts_again_as_the_same_command(begun: list[tuple[Any, ...]]
     argv = ["/a/venv/bin/python", "-X", "dev", "-m", "grpo_bench", "algo=ppo"]
     (program, given, environment), *more = begun
     assert (program, given, more) == ("/a/venv/bin/python", argv, [])
-    assert environment == {**process.os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    told = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "GRPO_BENCH_BEGUN": str(os.getpid())}
+    assert environment == process.os.environ | told
+
+
+@pytest.mark.parametrize("name", ["grpo_bench.__main__", "grpo_bench.reward_training.__main__", None])
+def test_by_module_and_by_the_installed_command(
+    begun: list[tuple[Any, ...]], system: SimpleNamespace, name: str | None
+) -> None:
+    main = system.modules["__main__"]
+    main.__spec__, main.__file__ = None if name is None else SimpleNamespace(name=name), "/a/venv/bin/grpo-bench"
+    process.start_again()
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("how", ["another program", "a shell", "traced", "threads", "torch", "begun"])
+def test_not_where_more_than_the_command_would_begin_anew(
+    begun: list[tuple[Any, ...]], system: SimpleNamespace, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "another program":
+        system.modules["__main__"] = SimpleNamespace(__spec__=None, __file__="/a/host.py")
+    elif how == "a shell":
+        system.modules["__main__"] = SimpleNamespace(__spec__=None)
+    elif how == "traced":
+        system.gettrace = lambda: print
+    elif how == "threads":
+        monkeypatch.setattr(process.threading, "active_count", lambda: 2)
+    elif how == "torch":
+        system.modules["torch"] = None
+    else:  # and what it was told then did not arrive
+        process.os.environ["GRPO_BENCH_BEGUN"] = str(os.getpid())
+    process.start_again()
+    assert begun == []
 
 
 @pytest.mark.parametrize(
@@ -69,11 +112,11 @@ def test_once_and_not_where_the_caller_set_the_heap_up(
 
 
 def test_not_with_another_c_library_nor_without_a_command(
-    begun: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    begun: list[tuple[Any, ...]], system: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process.sys, "orig_argv", [])  # embedded in another program
+    system.orig_argv = []  # embedded in another program
     process.start_again()
-    monkeypatch.setattr(process.sys, "orig_argv", ["python", "-m", "grpo_bench"])
+    system.orig_argv = ["python", "-m", "grpo_bench"]
     monkeypatch.setattr(heap, "_glibc", lambda: False)
     process.start_again()
     assert begun == []
@@ -90,7 +133,7 @@ def test_a_system_that_refuses_goes_on(begun: list[tuple[Any, ...]], monkeypatch
 @pytest.mark.skipif(not heap._glibc(), reason="another C library")
 def test_it_is_one_process_with_the_same_input_folder_and_arguments(tmp_path: Path) -> None:
     """What the library reads at its start it has read: two pieces side by side that were freed are one."""
-    (tmp_path / "program.py").write_text(
+    (tmp_path / "grpo-bench").write_text(
         """
 import ctypes, os, sys
 from grpo_bench.process import start_again
@@ -107,13 +150,33 @@ print(os.getpid(), os.getcwd(), sys.argv[1:], input(), heap.keep(), size >= 2 * 
 """
     )
     environment = {name: value for name, value in os.environ.items() if name not in BARE}
-    line = [sys.executable, "program.py", "a b", ""]
+    line = [sys.executable, "grpo-bench", "a b", ""]
     for told, one in (({}, True), ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, False)):
         process = subprocess.Popen(
             line, cwd=tmp_path, env=environment | told, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         out, _ = process.communicate("typed\n")
         assert process.returncode == 0
-        kept = out.split()[-2]
-        assert out.split() == [str(process.pid), str(tmp_path), "['a", "b',", "'']", "typed", kept, str(one)]
-        assert kept == "False" or one  # a caller's own settings are left alone
+        *rest, kept, joined = out.split()
+        assert rest == [str(process.pid), str(tmp_path), "['a", "b',", "'']", "typed"]
+        assert joined == str(one)
+        assert one or kept == "False"  # a caller's own settings are left alone
+
+
+def test_the_command_starts_again_before_it_imports_anything() -> None:
+    line = (
+        "import sys, grpo_bench.process as p\n"
+        "p.start_again = lambda: print('again', 'hydra' in sys.modules)\n"
+        "sys.argv = ['grpo-bench', '--cfg', 'job']\n"
+        "from grpo_bench.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("again False\nconfig_version: 1\n")
+
+
+def test_jobs_are_told_by_whatever_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_glibc", lambda: True)
+    for name in BARE:
+        monkeypatch.delenv(name, raising=False)
+    assert jobs._environment({"A": "1"}).items() >= {"A": "1", **heap.AT_START}.items()

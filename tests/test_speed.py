@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from model_data import SMALL
+import torch
+from model_data import SMALL, network
 
 from grpo_bench.cost import Size
-from grpo_bench.speed import child, cli, driver, floors, summary, table, theory, workloads
+from grpo_bench.speed import child, cli, driver, floors, ours, products, summary, table, theory, workloads
 from grpo_bench.speed.child import Clock, Spec
 from grpo_bench.speed.driver import Entry, Failed, Runner
 from grpo_bench.speed.rewards import reward_of
@@ -114,10 +117,16 @@ def measurements() -> list[dict[str, Any]]:
     size = {"trunk": 100, "head": 20, "layers": 2, "width": 4}
     shape = {"size": size, "kv_width": 2, "prompts": [3, 5], "group_size": 2, "tokens": 3}
     rounds = [
-        {"rollout_s": rollout, "decode_products_s": 0.5, "training_s": 4.0, "training_products_s": training}
+        {
+            "prefill_s": 0.5,
+            "rollout_s": rollout,
+            "decode_products_s": 0.5,
+            "training_s": 4.0,
+            "training_products_s": training,
+        }
         for rollout, training in ((1.5, 1.0), (2.5, 2.0), (0.75, 3.0))
     ]
-    measured = {"prefill_s": 0.5, "rounds": rounds, "decode_best_s": 0.4, "training_best_s": 0.8}
+    measured = {"rounds": rounds, "decode_best_s": 0.4, "training_best_s": 0.8}
     rates = {"bandwidth": 1856.0, "rates": {"float32": 7136.0}, "device": {"type": "cpu", "threads": 2}}
     own = {"shape": shape, "floors": measured}
     made = {"cpu": "a processor", "python": "3.11", "packages": {"torch": "2"}, "git_sha": "a" * 40, "started": "today"}
@@ -168,6 +177,92 @@ def test_the_summary_by_hand() -> None:
     assert critic["measured"]["median"] == 9.0 / 5.0
     assert critic["theory"] == (8 * 120 + 8 * 100) / (8 * 120)
     assert critic["quotient"] == pytest.approx(1.8 / (1760 / 960))
+
+
+def test_floors_of_an_earlier_version_are_refused() -> None:
+    rows = measurements()
+    rows[3]["floors"] = {"prefill_s": 0.5, "decode_products_s": 0.25, "training_products_s": 0.75}
+    with pytest.raises(UserError, match="measured by an earlier version"):
+        summary.summarise(rows, [])
+
+
+def test_a_rollout_that_is_all_prefill_has_no_share() -> None:
+    rows = measurements()
+    for one in rows[3]["floors"]["rounds"]:  # the other visit's too
+        one["rollout_s"] = 0.5
+    made = summary.summarise(rows, [])
+    assert made["floors"][0]["decode"]["fraction_of_products"] is None
+    assert "| 0.5 | – | 0.4 |" in table.render(rows[0], made, [])
+
+
+def test_a_run_has_its_products_alone_beside_further_steps() -> None:
+    spec = Spec("native", "float32", TINY, prompts=2, group_size=2, tokens=5, warmup=0, floors=True, threads=2)
+    made = ours.run(spec)
+    floors = made["floors"]
+    assert len(made["steps"]) == 1  # the further ones are not measured steps
+    assert len(floors["rounds"]) == ours.ROUNDS
+    for one in floors["rounds"]:
+        assert one["rollout_s"] > 0 < one["training_s"]
+        assert one["decode_products_s"] >= 0.5 * floors["decode_best_s"] > 0  # of four steps as well
+        assert one["training_products_s"] >= 0.5 * floors["training_best_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("lanes", "tokens", "headed", "expected"),
+    [
+        (1, 1000, 900, (3, 334, 300)),  # of at most 400 tokens
+        (2, 1000, 900, (1, 500, 450)),  # of at most 600 in each of two lanes
+        (2, 1201, 1200, (2, 301, 300)),
+        (2, 1000, 1000, (1, 500, 500)),
+        (2, 1020, 1010, (2, 255, 253)),  # the head takes 504 at once
+    ],
+)
+def test_micro_batches_of_products(monkeypatch, lanes, tokens, headed, expected) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=10)))
+    policy = SimpleNamespace(model=model, device=torch.device("cpu"), dtype=torch.float32)
+    learner = SimpleNamespace(tokens_of_lane=lambda count: {1: 400, 2: 600}[count])
+    monkeypatch.setattr(ours, "kept_elements", lambda device, dtype: 5049)
+    parts: Any = SimpleNamespace(models=SimpleNamespace(policy=policy), learner=learner)
+    assert ours.micro_batch(parts, tokens, headed, lanes) == expected
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_products_of_an_update_are_all_of_its_micro_batches(monkeypatch, lanes) -> None:
+    """Two of 6 tokens of each lane, 4 of which the head takes; by hand: 3 products of each layer for each."""
+    model = network("llama", double=False)
+    found: list[tuple[int, ...]] = []
+    linear = torch.nn.functional.linear
+
+    def seen(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        found.append((*x.shape, *w.shape))
+        return linear(x, w)
+
+    monkeypatch.setattr(products.nn.functional, "linear", seen)
+    alone = products.update(model, {lanes: (2, 6, 4)}, torch.float32)
+    found.clear()
+    alone._found = dict.fromkeys(alone._found, 1.0)
+    assert alone.seconds() > 0
+    head = model.get_output_embeddings().weight
+    layers = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight is not head]
+    expected = [(6, w.shape[1], *w.shape) for w in layers] + [(4, head.shape[1], *head.shape)]
+    assert sorted(found) == sorted(2 * lanes * expected)
+
+
+def test_the_fastest_way_counts_and_much_slower_ones_are_not_tried_again() -> None:
+    called: list[str] = []
+
+    def way(name: str, slow: float) -> products.Way:
+        def work(times: int) -> None:
+            called.append(name)
+            time.sleep(slow * times)
+
+        return work
+
+    alone = products.Alone([way("fast", 0.01), way("slow", 0.2)], torch.device("cpu"))
+    assert 0.01 <= alone.best < 0.2
+    called.clear()
+    assert 0.03 <= alone.seconds(3) < 0.6
+    assert called == ["fast"]
 
 
 def test_steps_in_turns_are_compared_two_by_two() -> None:

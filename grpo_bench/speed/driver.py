@@ -169,7 +169,7 @@ def _environment(spec: Spec) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": str(spec.threads)} if spec.threads else {}
     defaults = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
-    return {**defaults, **heap.at_start(), **os.environ, **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**defaults, **os.environ, **heap.at_start(), **threads, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _reason(log: str, code: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from grpo_bench.rollout import Noise, Sampling, make_engine
 from grpo_bench.run import one_step
 from grpo_bench.speed import products
 from grpo_bench.speed.child import PHASES, Spec, wait_for_turn
-from grpo_bench.speed.machine import best_seconds, seconds, wait
+from grpo_bench.speed.machine import wait
 from grpo_bench.state import Parts, State
 from grpo_bench.tasks import Task, load_task
 from grpo_bench.update import Learner
@@ -157,34 +156,28 @@ def shape_of(parts: Parts, lengths: list[int], spec: Spec) -> dict[str, Any]:
 
 
 def floors(parts: Parts, state: State, lengths: list[int], spec: Spec) -> dict[str, Any]:
-    """Measured in this process: the prefill by itself, and further steps between the same steps' products alone.
+    """Measured in this process: further steps, the prefill by itself before each, and their products alone between.
 
-    Products are timed before and after each step: a machine that is slower for a while is so for both. Their shortest
-    times stand beside these.
+    Products are timed before and after each step, as a machine may be slower for a while. Their shortest times stand
+    beside these.
     """
-    policy, dtype, device = parts.models.policy, getattr(torch, spec.dtype), parts.meter.device
-    rows, vocab = spec.prompts * spec.group_size, policy.model.config.get_text_config().vocab_size
-    prefill = median(_generate_one(parts, spec, attempt) for attempt in range(3))
-    decode = products.decode_step(policy.model, rows, dtype)
-    update = products.update(
-        policy.model, sum(lengths) + rows * spec.tokens, rows * spec.tokens, parts.learner.tokens,
-        kept_elements(device, dtype) // vocab, dtype,
-    )  # fmt: skip
+    model, lanes = parts.models.policy.model, parts.learner.lanes_at_most
+    dtype, rows = getattr(torch, spec.dtype), spec.prompts * spec.group_size
+    tokens = rows * spec.tokens
+    decode = products.decode_step(model, rows, dtype, lanes)
+    sizes = {count: micro_batch(parts, sum(lengths) + tokens, tokens, count) for count in {1, lanes}}
+    update = products.update(model, sizes, dtype)
 
-    @torch.no_grad()
     def alone() -> tuple[float, float]:
-        return seconds(decode, device, spec.tokens - 1), seconds(update, device)
+        return decode.seconds(max(spec.tokens - 1, 1)), update.seconds()
 
-    with torch.no_grad():
-        best = {
-            "decode_best_s": (spec.tokens - 1) * best_seconds(decode, device),
-            "training_best_s": best_seconds(update, device),
-        }
     rounds, before = [], alone()
-    for _ in range(ROUNDS):
+    for attempt in range(ROUNDS):
+        prefill = _generate_one(parts, spec, attempt)
         phases, after = _step(parts, state)["phases"], alone()
         rounds.append(
             {
+                "prefill_s": prefill,
                 "rollout_s": phases["rollout"],
                 "decode_products_s": (before[0] + after[0]) / 2,
                 "training_s": phases["score"] + phases["update"],
@@ -192,7 +185,22 @@ def floors(parts: Parts, state: State, lengths: list[int], spec: Spec) -> dict[s
             }
         )
         before = after
-    return {"prefill_s": prefill, "rounds": rounds, **best}
+    return {"rounds": rounds, "decode_best_s": (spec.tokens - 1) * decode.best, "training_best_s": update.best}
+
+
+def micro_batch(parts: Parts, tokens: int, headed: int, lanes: int) -> tuple[int, int, int]:
+    """Micro-batches of each lane, a part's tokens, and those of it that the head takes at once, as an update has them.
+
+    Where the head takes fewer at once than a part has, it is as if it took that part of each.
+    """
+    policy = parts.models.policy
+    at_once = parts.learner.tokens_of_lane(lanes)
+    count = max(-(-tokens // (lanes * at_once)), 1)
+    vocab = policy.model.config.get_text_config().vocab_size
+    most = max(kept_elements(policy.device, policy.dtype) // vocab, 1)
+    if headed // (lanes * count) > most:
+        count = -(-headed // (lanes * most))
+    return count, -(-tokens // (lanes * count)), -(-headed // (lanes * count))
 
 
 def _generate_one(parts: Parts, spec: Spec, attempt: int) -> float:

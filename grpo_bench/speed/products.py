@@ -1,45 +1,63 @@
 """A practical floor: the time of exactly a step's linear layers, same shapes, same weights, nothing between them.
 
-Products of attention are left out; what is left is what every implementation of the model has to multiply. As the
-fastest of the ways that this program has: a decode step's with packed weights, those of one input as one, where it
-samples so, and the gradients of weights by its own product, where it trains so.
+Products of attention are left out; what is left is what every implementation of the model has to multiply. In each of
+the ways that this program has: a decode step's with packed weights, those of one input as one; the gradients of weights
+by its own product; all threads on one product after the other, or lanes that share out the work. The fastest counts.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_bench.kernels import products
+from grpo_bench.lanes import side_by_side
 from grpo_bench.policy.linear import SIBLINGS
 from grpo_bench.rollout.packed_linear import packs
-from grpo_bench.speed.machine import best_seconds
+from grpo_bench.speed.machine import best_seconds, seconds
+
+SLOWER = 1.3  # times the fastest way's shortest time: a way that takes longer is not timed again
+
+Way = Callable[[int], None]  # does the work so many times
+Layers = list[list[Tensor]]  # (out, in) weights of the layers of one input, in a list for each input
 
 
-def _weights(model: Any, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """(out, in) weights of the trunk's linear layers and of the head, in ``dtype``."""
-    head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    trunk = [m.weight.detach().to(dtype) for m in linear if m is not head]
-    return trunk, [head.weight.detach().to(dtype)]
-
-
-def _together(model: Any, dtype: torch.dtype) -> list[Tensor]:
-    """The trunk's weights, those of layers of one input as one."""
-    head, out, seen = model.get_output_embeddings(), list[Tensor](), set[int]()
+def _layers(model: Any, dtype: torch.dtype) -> tuple[Layers, Tensor]:
+    """The trunk's linear layers and the head, in ``dtype``."""
+    head, out, seen = model.get_output_embeddings(), Layers(), set[int]()
     for module in model.modules():
         for names in SIBLINGS:
-            layers = [getattr(module, name, None) for name in names]
+            layers: list[Any] = [getattr(module, name, None) for name in names]
             if all(isinstance(layer, nn.Linear) for layer in layers):
-                out.append(torch.cat([layer.weight.detach().to(dtype) for layer in layers]))  # type: ignore[union-attr]
+                out.append([layer.weight.detach().to(dtype) for layer in layers])
                 seen |= {id(layer) for layer in layers}
         if isinstance(module, nn.Linear) and module is not head and id(module) not in seen:
-            out.append(module.weight.detach().to(dtype))
-    return out
+            out.append([module.weight.detach().to(dtype)])
+    return out, head.weight.detach().to(dtype)
+
+
+class Alone:
+    """Some work in several ways, timed again and again: the fastest is what counts each time."""
+
+    def __init__(self, ways: list[Way], device: torch.device) -> None:
+        self._device = device
+        self._found = {way: best_seconds(partial(way, 1), device) for way in ways}
+
+    @torch.no_grad()
+    def seconds(self, times: int = 1) -> float:
+        """Seconds that so many of it take now."""
+        near = [way for way, least in self._found.items() if least <= SLOWER * self.best]
+        return min(seconds(partial(way, times), self._device) for way in near)
+
+    @property
+    def best(self) -> float:
+        """The shortest time of one."""
+        return min(self._found.values())
 
 
 def _captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -55,76 +73,86 @@ def _captured(work: Callable[[], None], device: torch.device) -> Callable[[], No
 
 
 @torch.no_grad()
-def decode_step(model: Any, rows: int, dtype: torch.dtype) -> Callable[[], None]:
-    """One decode step's products, the fastest way: ``rows`` tokens through every linear layer and the head."""
-    trunk, head = _weights(model, dtype)
-    device = head[0].device
-    inputs = {w.shape[1]: torch.randn(rows, w.shape[1], dtype=dtype, device=device) for w in trunk + head}
+def decode_step(model: Any, rows: int, dtype: torch.dtype, lanes: int = 1) -> Alone:
+    """One decode step's products: ``rows`` tokens through every linear layer and the head."""
+    trunk, head = _layers(model, dtype)
+    layers = [*trunk, [head]]
+    weights, device = list(chain.from_iterable(layers)), head.device
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1], dtype=dtype, device=device) for w in weights}
 
-    def work() -> None:
-        for w in trunk + head:
+    def plain() -> None:
+        for w in weights:
             nn.functional.linear(inputs[w.shape[1]], w)
 
-    if not packs(model, dtype):
-        return _captured(work, device)
-    few = _together(model, dtype) + head
-    rooms = products.packed_room([w.shape for w in few], dtype)
-    packed = [(products.pack(w, room), *w.shape) for w, room in zip(few, rooms, strict=True)]
+    ways: list[Way] = [partial(_repeat, _captured(plain, device))]
+    if packs(model, dtype):
+        whole = [torch.cat(some) for some in layers]
+        rooms = products.packed_room([w.shape for w in whole], dtype)
+        packed = [(products.pack(w, room), *w.shape) for w, room in zip(whole, rooms, strict=True)]
 
-    def packed_work() -> None:
-        for w, columns, depth in packed:
-            products.multiply(inputs[depth], w, columns)
+        def multiply(lane: int, of: int) -> None:
+            part = slice(rows * lane // of, rows * (lane + 1) // of)
+            for w, columns, depth in packed:
+                products.multiply(inputs[depth][part], w, columns)
 
-    return _fastest([work, packed_work], device)
+        ways += [partial(_in_lanes, multiply, count) for count in {1, lanes}]
+    return Alone(ways, device)
 
 
 @torch.no_grad()
-def update(
-    model: Any, tokens: int, headed: int, micro_batch: int, chunk: int, dtype: torch.dtype
-) -> Callable[[], None]:
-    """An update's products, the fastest way: forward, and backward to inputs and weights, for ``tokens`` tokens.
+def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtype) -> Alone:
+    """An update's products, forward, and backward to inputs and weights.
 
-    The trunk takes at most ``micro_batch`` tokens at once, the head ``chunk`` of the ``headed`` ones.
+    ``sizes``, by the number of lanes: micro-batches of each, their tokens, and how many of these the head takes.
     """
-    trunk, head = _weights(model, dtype)
-    device = head[0].device
-    of_trunk = _passes(trunk, tokens, micro_batch, dtype, device)
-    of_head = _passes(head, headed, chunk, dtype, device)
+    trunk, head = _layers(model, dtype)
+    device = head.device
+    own = dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device))
+    widths = {n for w in [*chain.from_iterable(trunk), head] for n in w.shape}
+    ways: list[Way] = []
+    for lanes, (parts, tokens, headed) in sizes.items():
+        data = [
+            {(m, n): torch.randn(m, n, dtype=dtype, device=device) for m in {tokens, headed} for n in widths}
+            for _ in range(lanes)
+        ]
+        for kernel in {False, own}:
 
-    def work() -> None:
-        of_trunk()
-        of_head()
+            def multiply(
+                lane: int, of: int, data: Any = data, kernel: bool = kernel, sizes: Any = (parts, tokens, headed)
+            ) -> None:
+                parts, tokens, headed = sizes
+                for _ in range(parts):
+                    for layers in trunk:
+                        _train(layers, data[lane], tokens, kernel)
+                    _train([head], data[lane], headed, kernel)
 
-    return work
-
-
-def _passes(
-    weights: list[Tensor], tokens: int, most: int, dtype: torch.dtype, device: torch.device
-) -> Callable[[], None]:
-    parts = max(-(-tokens // max(most, 1)), 1)
-    count = -(-tokens // parts)
-    widths = {n for w in weights for n in w.shape}
-    data = {n: torch.randn(count, n, dtype=dtype, device=device) for n in widths}
-
-    def once(own: bool) -> None:
-        for w in weights:
-            x, gradient = data[w.shape[1]], data[w.shape[0]]
-            nn.functional.linear(x, w)
-            torch.mm(gradient, w)
-            if own:
-                products.weight_gradient(gradient, x)
-            else:
-                torch.mm(gradient.t(), x)
-
-    ways = [False, True] if dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device)) else [False]
-    fastest = _fastest([functools.partial(once, own) for own in ways], device)
-
-    def work() -> None:
-        for _ in range(parts):
-            fastest()
-
-    return work
+            ways.append(partial(_in_lanes, multiply, lanes))
+    return Alone(ways, device)
 
 
-def _fastest(ways: list[Callable[[], None]], device: torch.device) -> Callable[[], None]:
-    return ways[0] if len(ways) == 1 else min(ways, key=lambda way: best_seconds(way, device))
+def _train(layers: list[Tensor], data: dict[tuple[int, int], Tensor], rows: int, kernel: bool) -> None:
+    """Layers of one input, as ``policy.linear`` has them."""
+    x, grads = data[rows, layers[0].shape[1]], [data[rows, w.shape[0]] for w in layers]
+    for w in layers:
+        nn.functional.linear(x, w)
+    total = grads[0] @ layers[0]
+    for w, grad in zip(layers[1:], grads[1:], strict=True):
+        if kernel:
+            torch.addmm(total, grad, w, out=total)
+        else:
+            torch.mm(grad, w)
+    if kernel:
+        products.weight_gradients(grads, x)
+    else:
+        for grad in grads:
+            torch.mm(grad.t(), x)
+
+
+def _repeat(work: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        work()
+
+
+def _in_lanes(work: Callable[[int, int], None], lanes: int, times: int) -> None:
+    """``work`` of each lane, ``times`` times; they meet at the end."""
+    side_by_side([partial(_repeat, torch.no_grad()(partial(work, lane, lanes)), times) for lane in range(lanes)])

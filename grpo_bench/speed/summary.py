@@ -163,10 +163,10 @@ def _floors(dtype: str, visits: list[Row], shape: Shape, machine: dict[str, Any]
     """The native engine's decode and training beside the hardware's floor and beside the matrix products alone."""
     bandwidth, rate = machine["bandwidth"], machine["rates"][dtype]
     steps, measured = _steps(visits), [visit["floors"] for visit in visits]
-    rounds = [
-        {**one, "decode_s": max(one["rollout_s"] - m["prefill_s"], 1e-9)} for m in measured for one in m["rounds"]
-    ]
-    prefill = median(m["prefill_s"] for m in measured)
+    if not all("rounds" in m for m in measured):
+        raise UserError("these floors were measured by an earlier version, another way; measure again")
+    rounds = [{**one, "decode_s": one["rollout_s"] - one["prefill_s"]} for m in measured for one in m["rounds"]]
+    prefill = median(one["prefill_s"] for one in rounds)
     rollout = median(step["phases"]["rollout"] for step in steps)
     training = median(step["phases"]["score"] + step["phases"]["update"] for step in steps)
     decode = max(rollout - prefill, 1e-9)
@@ -174,9 +174,10 @@ def _floors(dtype: str, visits: list[Row], shape: Shape, machine: dict[str, Any]
 
     def products(kind: str, median_s: float) -> dict[str, Any]:
         best = min(m[f"{kind}_best_s"] for m in measured)
+        found = [one[f"{kind}_products_s"] / one[f"{kind}_s"] for one in rounds if one[f"{kind}_s"] > 0]
         return {
             "products_s": median(one[f"{kind}_products_s"] for one in rounds),
-            "fraction_of_products": asdict(Spread.of(one[f"{kind}_products_s"] / one[f"{kind}_s"] for one in rounds)),
+            "fraction_of_products": asdict(Spread.of(found)) if found else None,
             "best_s": best,
             "fraction_of_best": best / median_s,
         }

@@ -167,8 +167,8 @@ def _peers(summary: dict[str, Any], in_turns: bool) -> str:
 
 def _floors(summary: dict[str, Any]) -> str:
     head = [
-        "", "precision", "seconds", "hardware floor, s", "reached", "its products alone, s", "reached",
-        "at their best, s", "reached",
+        "", "precision", "seconds", "hardware floor, s", "reached", "its products alone, s",
+        "of the step beside them", "at their best, s", "of the median",
     ]  # fmt: skip
     rows = []
     for f in summary["floors"]:
@@ -188,7 +188,9 @@ def _floors(summary: dict[str, Any]) -> str:
     return _table(head, rows)
 
 
-def _percent(s: dict[str, Any]) -> str:
+def _percent(s: dict[str, Any] | None) -> str:
+    if s is None:
+        return "–"
     return f"{100 * s['median']:.0f} % [{100 * s['low']:.0f}, {100 * s['high']:.0f}]"
 
 
@@ -199,11 +201,12 @@ def _share(part: dict[str, float]) -> str:
 _FLOOR_NOTE = (
     "Hardware floor of decode: each step reads weights, keys and values once at the measured bandwidth, or multiplies "
     "at the measured rate, whichever takes longer; of training: three passes over the work's tokens at the measured "
-    "rate. Products alone: exactly the step's linear layers, same shapes, in the same process (attention, norms, "
-    "sampling and the optimiser are not in it), timed before and after each of some further steps; reached: the "
-    "median [lowest, highest] over these, each beside its neighbours. At their best: the shortest of repeated runs (of "
-    "one decode step, times the steps), beside the medians of the measured steps. Prefill: all of a rollout before its "
-    "second token, the copy of the weights that is sampled from included; it is no part of decode."
+    "rate. Products alone: the step's linear layers, same shapes, in the same process (attention, norms, sampling and "
+    "the optimiser are not in it), in the fastest of this program's ways, timed before and after each of some further "
+    "steps: the median [lowest, highest] of the share that they would take of the step between. More than 100 % says "
+    "that other programs were in the way. At their best: the shortest of repeated runs (of one decode step, times the "
+    "steps), beside the medians of the measured steps. Prefill: all of a rollout before its second token, the copy of "
+    "the weights that is sampled from included; it is no part of decode."
 )
 
 
