@@ -156,8 +156,8 @@ def test_lanes_compute_more_at_once_than_one_lane_where_memory_holds_it(monkeypa
     assert tokens_at_once(own, 4096, None, 1) == 4096
     assert tokens_at_once(own, 4096, None, 2) == 6144  # fp32: 3072 each
     own.dtype = torch.bfloat16
-    assert tokens_at_once(own, 4096, None, 2) == 9216  # 4608 each
-    assert tokens_at_once(own, 2048, None, 2) == 4608  # halved after running out of memory
+    assert tokens_at_once(own, 4096, None, 2) == 8192
+    assert tokens_at_once(own, 2048, None, 2) == 4096  # halved after running out of memory
     assert tokens_at_once(own, 4096, 4096, 2) == 4096  # as configured
     monkeypatch.setattr(score, "memory_tokens", lambda policy, lanes: 5000)
     assert tokens_at_once(own, 4096, None, 2) == 5000
