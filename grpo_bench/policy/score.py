@@ -33,9 +33,9 @@ LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, t
 CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cache: 1.4 times slower, measured
 # The same of each of two lanes, which have caches of their own. A 3.2M Llama's update took 0.92 (fp32) and 0.83
 # (bfloat16) of the time of one lane; with 2048 tokens each 0.97 and 1.09: what a micro-batch costs whatever its size
-# (its Python, the gradients of all weights) comes twice as often. More would pay, and take memory: with two micro-batches
-# of a lane instead of three bfloat16 took 0.88 of the time and 0.62 GB instead of 0.52; with two instead of four fp32
-# took 0.98, and twice the activations.
+# (its Python, the gradients of all weights) comes twice as often. More would pay, and take memory: two micro-batches of
+# a lane instead of three took 0.88 of the time in bfloat16, and 0.62 GB instead of 0.52; two instead of four took 0.98 in
+# fp32, and twice the activations.
 LANE_TOKENS = {torch.float32: 3072, torch.bfloat16: 4096}
 UNEVEN = 1.1  # times its even share that a lane may have: the others wait for it
 
