@@ -161,14 +161,16 @@ def test_the_summary_by_hand() -> None:
     assert peer["times_faster_by_pairs"] == {"median": 5.0, "low": 5.0, "high": 5.0, "n": 2}  # 20 / 4, 25 / 5
     assert peer["memory_share"]["median"] == 2000 / 9000
     (floor,) = made["floors"]
-    # decode: 2.5 s of rollout without 0.5 s of prefill; floor: 1600/7136 against 864/1856, then 992/1856
-    assert floor["decode"]["seconds"] == 2.0
-    assert floor["decode"]["floor_s"] == pytest.approx(1.0)
-    assert floor["decode"]["fraction"] == pytest.approx(0.5)
-    # products alone beside the same steps: 0.5 s of 1, 2 and 0.25 s that are not prefill, in two visits
-    assert floor["decode"]["products_s"] == 0.5
-    assert floor["decode"]["fraction_of_products"] == {"median": 0.5, "low": 0.25, "high": 2.0, "n": 6}
-    assert floor["decode"]["fraction_of_best"] == 0.4 / 2.0
+    # prompts' forward (2144 + 2 * 20 * 2) / 7136; then 1600/7136 against 864/1856, and 992/1856
+    rollout = floor["rollout"]
+    assert rollout["seconds"] == 2.5
+    assert rollout["floor_s"] == pytest.approx(2224 / 7136 + 1.0)
+    assert rollout["fraction"] == pytest.approx((2224 / 7136 + 1.0) / 2.5)
+    # products alone beside the same steps: 0.5 s of 1.5, 2.5 and 0.75 s, in two visits
+    assert rollout["products_s"] == 0.5
+    assert rollout["fraction_of_products"] == {"median": 0.5 / 1.5, "low": 0.2, "high": 0.5 / 0.75, "n": 6}
+    assert rollout["fraction_of_best"] == 0.4 / 2.5
+    assert floor["prefill"] == {"seconds": 0.5, "floor_s": 2224 / 7136}
     assert floor["training"]["fraction_of_best"] == 0.8 / 2.0
     assert floor["training"]["fraction_of_products"] == {"median": 0.5, "low": 0.25, "high": 0.75, "n": 6}
     assert floor["training"]["floor_s"] == 3.0
@@ -184,15 +186,6 @@ def test_floors_of_an_earlier_version_are_refused() -> None:
     rows[3]["floors"] = {"prefill_s": 0.5, "decode_products_s": 0.25, "training_products_s": 0.75}
     with pytest.raises(UserError, match="measured by an earlier version"):
         summary.summarise(rows, [])
-
-
-def test_a_rollout_that_is_all_prefill_has_no_share() -> None:
-    rows = measurements()
-    for one in rows[3]["floors"]["rounds"]:  # the other visit's too
-        one["rollout_s"] = 0.5
-    made = summary.summarise(rows, [])
-    assert made["floors"][0]["decode"]["fraction_of_products"] is None
-    assert "| 0.5 | – | 0.4 |" in table.render(rows[0], made, [])
 
 
 def test_a_run_has_its_products_alone_beside_further_steps() -> None:
@@ -295,7 +288,7 @@ def test_the_table_is_made_of_measurements_alone(tmp_path: Path, capsys: pytest.
     assert "| grpo_bench, GRPO | float32 | 5 [4, 6] | 2.5 | 0 | 0 | 2 | 0.8 |" in text
     assert "| grpo_bench, GRPO | TRL GRPOTrainer | float32 | 4.5 [4, 5] |" in text
     assert "22 % of the peer's" in text
-    assert "| decode | float32 | 2 | 1 | 50 % | 0.5 | 50 % [25, 200] | 0.4 | 20 % |" in text
+    assert "| rollout | float32 | 2.5 | 1.31 | 52 % | 0.5 | 33 % [20, 67] | 0.4 | 16 % |" in text
     assert "TRL PPOTrainer (1.10), float32: not measured: no such thing" in text
     assert "| 16 | 2 x 16 | 256 + 1 | 2.25 [2.2, 2.3] |" in text
     assert "1.12 |" in text  # 2.25 / 2

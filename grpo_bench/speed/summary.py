@@ -160,37 +160,42 @@ def _pairs(a: list[Row], b: list[Row]) -> list[tuple[dict[str, Any], dict[str, A
 
 
 def _floors(dtype: str, visits: list[Row], shape: Shape, machine: dict[str, Any]) -> dict[str, Any]:
-    """The native engine's decode and training beside the hardware's floor and beside the matrix products alone."""
+    """The native engine's rollout and training beside the hardware's floor and beside the matrix products alone."""
     bandwidth, rate = machine["bandwidth"], machine["rates"][dtype]
     steps, measured = _steps(visits), [visit["floors"] for visit in visits]
     if not all("rounds" in m for m in measured):
         raise UserError("these floors were measured by an earlier version, another way; measure again")
-    rounds = [{**one, "decode_s": one["rollout_s"] - one["prefill_s"]} for m in measured for one in m["rounds"]]
+    rounds = [one for m in measured for one in m["rounds"]]
     prefill = median(one["prefill_s"] for one in rounds)
     rollout = median(step["phases"]["rollout"] for step in steps)
     training = median(step["phases"]["score"] + step["phases"]["update"] for step in steps)
-    decode = max(rollout - prefill, 1e-9)
-    floor, least = decode_seconds(shape, dtype, bandwidth, rate), training_flops(shape) / rate
+    before, least = prefill_seconds(shape, rate), training_flops(shape) / rate
+    floor = before + decode_seconds(shape, dtype, bandwidth, rate)
 
-    def products(kind: str, median_s: float) -> dict[str, Any]:
+    def products(kind: str, whole: str, median_s: float) -> dict[str, Any]:
         best = min(m[f"{kind}_best_s"] for m in measured)
-        found = [one[f"{kind}_products_s"] / one[f"{kind}_s"] for one in rounds if one[f"{kind}_s"] > 0]
+        found = [one[f"{kind}_products_s"] / one[f"{whole}_s"] for one in rounds]
         return {
             "products_s": median(one[f"{kind}_products_s"] for one in rounds),
-            "fraction_of_products": asdict(Spread.of(found)) if found else None,
+            "fraction_of_products": asdict(Spread.of(found)),
             "best_s": best,
             "fraction_of_best": best / median_s,
         }
 
     return {
         "dtype": dtype,
-        "decode": {"seconds": decode, "floor_s": floor, "fraction": floor / decode, **products("decode", decode)},
-        "prefill": {"seconds": prefill, "floor_s": prefill_seconds(shape, rate)},
+        "rollout": {
+            "seconds": rollout,
+            "floor_s": floor,
+            "fraction": floor / rollout,
+            **products("decode", "rollout", rollout),
+        },
+        "prefill": {"seconds": prefill, "floor_s": before},
         "training": {
             "seconds": training,
             "floor_s": least,
             "fraction": least / training,
-            **products("training", training),
+            **products("training", "training", training),
         },
     }
 

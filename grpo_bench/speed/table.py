@@ -172,7 +172,7 @@ def _floors(summary: dict[str, Any]) -> str:
     ]  # fmt: skip
     rows = []
     for f in summary["floors"]:
-        for kind in ("decode", "training"):
+        for kind in ("rollout", "training"):
             part = f[kind]
             rows.append(
                 [
@@ -188,9 +188,7 @@ def _floors(summary: dict[str, Any]) -> str:
     return _table(head, rows)
 
 
-def _percent(s: dict[str, Any] | None) -> str:
-    if s is None:
-        return "–"
+def _percent(s: dict[str, Any]) -> str:
     return f"{100 * s['median']:.0f} % [{100 * s['low']:.0f}, {100 * s['high']:.0f}]"
 
 
@@ -199,14 +197,15 @@ def _share(part: dict[str, float]) -> str:
 
 
 _FLOOR_NOTE = (
-    "Hardware floor of decode: each step reads weights, keys and values once at the measured bandwidth, or multiplies "
-    "at the measured rate, whichever takes longer; of training: three passes over the work's tokens at the measured "
-    "rate. Products alone: the step's linear layers, same shapes, in the same process (attention, norms, sampling and "
-    "the optimiser are not in it), in the fastest of this program's ways, timed before and after each of some further "
-    "steps: the median [lowest, highest] of the share that they would take of the step between. More than 100 % says "
-    "that other programs were in the way. At their best: the shortest of repeated runs (of one decode step, times the "
-    "steps), beside the medians of the measured steps. Prefill: all of a rollout before its second token, the copy of "
-    "the weights that is sampled from included; it is no part of decode."
+    "Hardware floor of a rollout: the prompts' forward at the measured rate; then each decode step reads weights, "
+    "keys and values once at the measured bandwidth, or multiplies at the measured rate, whichever takes longer. Of "
+    "training: three passes over the work's tokens at the measured rate. Products alone: the linear layers of the "
+    "decode steps and of the update, same shapes, in the same process (the prompts' forward, attention, norms, "
+    "sampling and the optimiser are not in it), in the fastest of this program's ways, timed before and after each of "
+    "some further steps: the median [lowest, highest] of the share that they would take of the rollout or the "
+    "training between. More than 100 % says that other programs were in the way. At their best: the shortest of "
+    "repeated runs (of one decode step, times the steps), beside the medians of the measured steps. Prefill: a "
+    "rollout of one token after an update, with the copy of the weights that is sampled from and room for it."
 )
 
 
