@@ -19,11 +19,7 @@ def best_seconds(work: Callable[[], Any], device: torch.device, least: float = 0
     work()
     end = time.perf_counter() + least
     while len(runs) < 3 or time.perf_counter() < end:
-        wait(device)
-        start = time.perf_counter()
-        work()
-        wait(device)
-        runs.append(time.perf_counter() - start)
+        runs.append(seconds(work, device))
     return min(runs)
 
 

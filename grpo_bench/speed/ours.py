@@ -169,7 +169,7 @@ def floors(parts: Parts, state: State, lengths: list[int], spec: Spec) -> dict[s
     update = products.update(model, sizes, dtype)
 
     def alone() -> tuple[float, float]:
-        return decode.seconds(max(spec.tokens - 1, 1)), update.seconds()
+        return decode.seconds(spec.tokens - 1), update.seconds()
 
     rounds, before = [], alone()
     for attempt in range(ROUNDS):
