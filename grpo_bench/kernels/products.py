@@ -63,6 +63,13 @@ def pack(weight: Tensor, room: Tensor, first: int | None = None, step: int = 1) 
     return room
 
 
+def _padded(rows: int, depth: int) -> tuple[int, int]:
+    """The size of what ``multiply`` in bfloat16 lays out anew of its (rows, depth) factor: tiles that would read past
+    its end."""
+    there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie
+    return -(-rows // TILES) * TILES - there if there < rows else 0, -(-depth // TILES) * TILES
+
+
 def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:
     """(...,k) and packed (n,k) weights of one type, n = ``columns`` -> (...,n) x·Wᵀ + bias, summed in fp32.
 
@@ -81,8 +88,8 @@ def multiply(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None
         sizes = (rows, columns, depth, int(gated), _threads(rows * width * depth))
         _call("multiply_float32", *given, *sizes)
         return out
-    there = rows // TILES * TILES if depth % TILES == 0 else 0  # read where they lie
-    padded = None if there == rows else x.new_empty(-(-rows // TILES) * TILES - there, -(-depth // TILES) * TILES)
+    size = _padded(rows, depth)
+    padded = x.new_empty(size) if size[0] else None
     sizes = (rows, columns, depth, int(gated), _threads(columns * depth))
     _call("multiply_bfloat16", *given, None if padded is None else padded.data_ptr(), *sizes)
     return out
@@ -103,7 +110,8 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
         return None
     read = [(x, to.element_size() * rows * depth), (to.data_ptr(), to.nbytes)]
     if to.dtype == torch.bfloat16 and args[6] is not None:
-        read.append((args[6], 2 * (rows + TILES) * -(-depth // TILES) * TILES))
+        padded, wide = _padded(rows, depth)
+        read.append((args[6], to.element_size() * padded * wide))
     if any(start < out.data_ptr() + out.nbytes and out.data_ptr() < start + size for start, size in read):
         return None
     return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
