@@ -61,8 +61,9 @@ def _library() -> ctypes.CDLL | None:
         getattr(library, f"packed_attention_{name}").argtypes = [*[p, i, i] * 3, p, p, *rest]
         getattr(library, f"packed_attention_gradient_{name}").argtypes = [*[p, i, i] * 3, *[p] * 6, *rest]
     for names in ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16"):
-        getattr(library, f"normed_{names}").argtypes = [p, p, p, i, i, f, f, c]
-        getattr(library, f"norm_gradient_{names}").argtypes = [p, p, p, p, p, i, i, f, f, i, c]
+        getattr(library, f"summed_{names}").argtypes = [p, p, p, i, c]
+        getattr(library, f"normed_{names}").argtypes = [*[p] * 5, i, i, f, f, c]
+        getattr(library, f"norm_gradient_{names}").argtypes = [*[p] * 7, i, i, f, f, i, c]
     library.look_up.argtypes = [p, i, p, p, i, p]
     library.settle.argtypes = [p, p, i, i, *[p] * 8]
     library.play.argtypes = [p, i]

@@ -52,6 +52,18 @@ def add(x: Tensor, y: Tensor, out: Tensor) -> None:
     )  # fmt: skip
 
 
+def summed(x: Tensor, plus: Tensor) -> Tensor:
+    """x + plus, of the type of ``x``: two tensors of one shape on a CPU, ``plus`` perhaps in bfloat16."""
+    assert x.shape == plus.shape
+    x, plus = x.contiguous(), plus.contiguous()
+    out = torch.empty_like(x)
+    _call(
+        f"summed_{NAMES[x.dtype]}_{NAMES[plus.dtype]}",
+        x.data_ptr(), plus.data_ptr(), out.data_ptr(), x.numel(), _threads(x.numel()),
+    )  # fmt: skip
+    return out
+
+
 def gate(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate)·up of two tensors of one shape and type."""
     if gpu.serves(gate):
@@ -100,31 +112,67 @@ def normed(x: Tensor, weight: Tensor, eps: float, shift: float, out: torch.dtype
         from grpo_bench.kernels.gpu import layers as on_gpu
 
         return on_gpu.normed(x, weight, eps, shift, out)
+    return _normed(x, None, weight, eps, shift, out)[1]
+
+
+def sum_normed(x: Tensor, plus: Tensor, weight: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
+    """(...,h) twice and fp32 (h,) -> x + plus, of the type of ``x``, and ``normed`` of it, of that of ``plus``.
+
+    On a CPU."""
+    return _normed(x, plus, weight, eps, shift, plus.dtype)
+
+
+def _normed(
+    x: Tensor, plus: Tensor | None, weight: Tensor, eps: float, shift: float, out: torch.dtype
+) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     assert weight.shape == x.shape[-1:]
-    made, width = torch.empty_like(x, dtype=out), x.shape[-1]
+    made, width, both = torch.empty_like(x, dtype=out), x.shape[-1], x
+    given: list[int | None] = [None, None]
+    if plus is not None:
+        plus, both = plus.contiguous(), torch.empty_like(x)
+        assert plus.shape == x.shape
+        given = [plus.data_ptr(), both.data_ptr()]
     _call(
         f"normed_{NAMES[x.dtype]}_{NAMES[out]}",
-        x.data_ptr(), weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift, _threads(x.numel()),
+        x.data_ptr(), *given, weight.data_ptr(), made.data_ptr(), x.numel() // width, width, eps, shift,
+        _threads(x.numel()),
     )  # fmt: skip
-    return made
+    return both, made
 
 
-def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
-    """Of ``normed``: by ``x``, of its type, and by ``weight``, (h,) fp32; ``grad`` is of the type that came out."""
+def norm_gradient(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    eps: float,
+    shift: float,
+    plus: Tensor | None = None,
+    low: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Of ``normed``: by ``x``, of its type, and by ``weight``, (h,) fp32; ``grad`` is of the type that came out.
+
+    On a CPU ``plus``, dense and of the type of ``x``, is added to the first, and ``low``, dense and of the type of
+    ``grad``, becomes that sum.
+    """
     if gpu.serves(x):
         from grpo_bench.kernels.gpu import layers as on_gpu
 
+        assert plus is None
+        assert low is None
         return on_gpu.norm_gradient(x, weight, grad, eps, shift)
     x, weight, grad = x.contiguous(), weight.contiguous(), grad.contiguous()
     assert weight.shape == x.shape[-1:]
+    assert plus is None or (plus.shape == x.shape and plus.dtype == x.dtype and plus.is_contiguous())
+    assert low is None or (low.shape == x.shape and low.dtype == grad.dtype and low.is_contiguous())
     width = x.shape[-1]
     rows = x.numel() // width
     of_x = torch.empty_like(x)
     sums = torch.empty(-(-rows // NORM_ROWS), width, dtype=torch.float32)
     _call(
         f"norm_gradient_{NAMES[x.dtype]}_{NAMES[grad.dtype]}",
-        x.data_ptr(), weight.data_ptr(), grad.data_ptr(), of_x.data_ptr(), sums.data_ptr(), rows, width, eps, shift,
-        NORM_ROWS, _threads(x.numel()),
+        x.data_ptr(), weight.data_ptr(), grad.data_ptr(), None if plus is None else plus.data_ptr(), of_x.data_ptr(),
+        None if low is None else low.data_ptr(), sums.data_ptr(), rows, width, eps, shift, NORM_ROWS,
+        _threads(x.numel()),
     )  # fmt: skip
     return of_x, sums.sum(0)

@@ -58,7 +58,7 @@ class _Linears(torch.autograd.Function):
         out: list[Tensor | None] = [None] * (2 + 2 * count)
         with torch.autocast("cpu", enabled=False):
             if ctx.needs_input_grad[0] and asked:
-                out[0] = _sum(own, [lows[i] for i in asked], ctx.type).view(x.shape)
+                out[0] = input_gradient(own, [lows[i] for i in asked], ctx.type).view(x.shape)
             for i, grad in zip(asked, own, strict=True):
                 if ctx.biased[i] and ctx.needs_input_grad[2 + count + i]:
                     out[2 + count + i] = grad.sum(0, dtype=torch.float32)
@@ -67,8 +67,8 @@ class _Linears(torch.autograd.Function):
         return tuple(out)
 
 
-def _sum(grads: list[Tensor], weights: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """Products of (n,m) and (m,k) bfloat16 tensors, summed in ``dtype`` as autograd would -> (n,k)."""
+def input_gradient(grads: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Products of (n,m) and (m,k) tensors of one type, summed in ``dtype`` as autograd would -> (n,k)."""
     total = (grads[0] @ weights[0]).to(dtype)
     for grad, weight in zip(grads[1:], weights[1:], strict=True):
         if dtype == torch.bfloat16:

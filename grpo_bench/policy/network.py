@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grpo_bench import kernels
-from grpo_bench.policy import embedding, gates, linear, norms, rotary, rotary_table
+from grpo_bench.policy import decoder_layer, embedding, gates, linear, norms, rotary, rotary_table
 from grpo_bench.policy.attention import install, planned
 from grpo_bench.policy.head import head_logp
 from grpo_bench.policy.layout import Layout, spread
@@ -54,6 +54,8 @@ class Policy(nn.Module):
         with self.autocast() if mixed else contextlib.nullcontext():
             self.head_is_plain = _head_matches(model)
             self.takes_plans = _plans_match(model)
+        if self.takes_plans:
+            decoder_layer.install(model)
         self.head_is_linear = self.head_is_plain and _is_linear_head(model)
 
     def take_ways_of(self, other: Policy) -> None:

@@ -83,7 +83,7 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.shape == x.shape[-1:]
 
 
-def _eps(module: nn.Module) -> float | None:
+def norm_eps(module: nn.Module) -> float | None:
     return next(
         (v for name in ("variance_epsilon", "eps") if isinstance(v := getattr(module, name, None), float)), None
     )
@@ -98,9 +98,13 @@ def _faster(own: type[nn.Module], shifted: bool) -> type[nn.Module]:
         return _MADE[own, shifted]
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, _eps(self) or 0.0, float(shifted))
+        return rms_norm(hidden_states, self.weight, norm_eps(self) or 0.0, float(shifted))
 
-    made = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "faster": True})
+    made = type(
+        own.__name__,
+        (own,),
+        {"forward": forward, "__module__": own.__module__, "faster": True, "shift": float(shifted)},
+    )
     _MADE[own, shifted] = made
     return made
 
@@ -116,12 +120,12 @@ def install(model: PreTrainedModel) -> int:
         weight = getattr(module, "weight", None)
         if not type(module).__name__.endswith("RMSNorm") or hasattr(type(module), "faster"):
             continue
-        if not isinstance(weight, Tensor) or weight.dim() != 1 or _eps(module) is None:
+        if not isinstance(weight, Tensor) or weight.dim() != 1 or norm_eps(module) is None:
             continue
         x = torch.linspace(-2.0, 3.0, 3 * len(weight), device=weight.device).view(3, -1).to(weight.dtype)
         own = module(x)
         for shifted in (False, True):
-            ours = rms_norm(x, weight, _eps(module) or 0.0, float(shifted))
+            ours = rms_norm(x, weight, norm_eps(module) or 0.0, float(shifted))
             if own.dtype == ours.dtype and torch.allclose(own, ours, rtol=1e-5, atol=1e-5):
                 module.__class__ = _faster(type(module), shifted)
                 found += 1

@@ -56,7 +56,7 @@ def _takes(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> bool:
 
 def rotated(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> Pair:
     """(1,H,N,d), (1,K,N,d) and (1,N,d) twice -> queries and keys with their positions in them; see ``_takes``."""
-    cosines, sines = _wide(cosines), _wide(sines)
+    cosines, sines = wide(cosines), wide(sines)
     if not torch.is_grad_enabled():  # sampling: the operation itself takes less time than autograd's form of it
         return _turned(query, key, cosines, sines)
     q, k = _Rotated.apply(query, key, cosines, sines)
@@ -68,7 +68,7 @@ def _turned(query: Tensor, key: Tensor, cosines: Tensor, sines: Tensor) -> Pair:
     return q[None], k[None]
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """(N,d) in fp32; kept with the tensor, which all layers share."""
     if x.dtype == torch.float32:
         return x[0].contiguous()
