@@ -75,11 +75,13 @@ class _DecoderLayer(torch.autograd.Function):
             query, key, value = (_by_head(made(number, inner), recipe.width) for number in range(3))
             query, key = layers.rotate(query, key, cosines, sines)
             seen, lse = attention.attend(query, key, value, sequences, recipe.scaling, recipe.window, sums=True)
-            x2, inner2 = layers.sum_normed(x, made(3, seen.flatten(1)), second, recipe.eps[1], recipe.shifts[1])
-            gate, up = made(4, inner2), made(5, inner2)
+            of_attention = made(3, seen.flatten(1))
+            x2, inner = layers.sum_normed(x, of_attention, second, recipe.eps[1], recipe.shifts[1])
+            gate, up = made(4, inner), made(5, inner)
             out = layers.summed(x2, made(6, layers.gate(gate, up)))
+        # what norms make of x and of that sum is made again: a fifth of what would be kept
         ctx.save_for_backward(
-            x, inner, query, key, value, seen, lse, x2, inner2, gate, up, first, second, cosines, sines, *lows
+            x, query, key, value, seen, lse, of_attention, gate, up, first, second, cosines, sines, *lows
         )
         ctx.sequences, ctx.recipe = sequences, recipe
         ctx.biased = [bias is not None for bias in biases]
@@ -88,7 +90,7 @@ class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, inner, query, key, value, seen, lse, x2, inner2, gate, up, first, second, cosines, sines, *lows = (
+        x, query, key, value, seen, lse, of_attention, gate, up, first, second, cosines, sines, *lows = (
             ctx.saved_tensors
         )
         recipe: Recipe = ctx.recipe
@@ -112,14 +114,15 @@ class _DecoderLayer(torch.autograd.Function):
             learn([6], [grad], product)
             del grad, product
             of_inner = input_gradient([of_gate, of_up], lows[4:6], dtype)
-            learn([4, 5], [of_gate, of_up], inner2)
-            del of_gate, of_up
+            x2, inner = layers.sum_normed(x, of_attention, second, eps[1], shifts[1])
+            learn([4, 5], [of_gate, of_up], inner)
+            del of_gate, of_up, inner
             low = None if wide else torch.empty_like(of_inner)
             total, of_second = layers.norm_gradient(x2, second, of_inner, eps[1], shifts[1], total, low)
             grad = total if low is None else low
             of_seen = (grad @ lows[3]).view(seen.shape)
             learn([3], [grad], seen.flatten(1))
-            del grad, low, of_inner
+            del grad, low, of_inner, x2
             of_query, of_key, of_value = attention.attend_gradient(
                 query, key, value, seen, lse, of_seen, ctx.sequences, recipe.scaling, recipe.window
             )
@@ -128,7 +131,7 @@ class _DecoderLayer(torch.autograd.Function):
             del of_seen, of_query, of_key, of_value
             # as autograd would: where it sums, in fp32, the last layer comes first
             of_inner = input_gradient(*((parts[::-1], lows[2::-1]) if wide else (parts, lows[:3])), dtype)
-            learn([0, 1, 2], parts, inner)
+            learn([0, 1, 2], parts, layers.normed(x, first, eps[0], shifts[0], dtype))
             of_x, of_first = layers.norm_gradient(x, first, of_inner, eps[0], shifts[0], total)
         return of_x[None], None, None, None, None, None, of_first, of_second, *of_weights, *of_biases
 
