@@ -1,32 +1,62 @@
 /* What softmax.h and elementwise.h do, in bfloat16, where that is arithmetic rather than memory: with AVX-512. */
 #include "avx512.h"
 
-void gate_bfloat16(const uint16_t *gate, const uint16_t *up, uint16_t *out, int64_t count, int threads) {
+void rotate_bfloat16(const uint16_t *x, int64_t x_head, int64_t x_row, const float *cosines, const float *sines,
+                     uint16_t *out, int64_t out_head, int64_t out_row, int64_t heads, int64_t rows, int64_t d, int back,
+                     int threads) {
+  const int64_t half = d / 2;
+  const __m512 sign = _mm512_set1_ps(back ? -1.0f : 1.0f);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t start = 0; start < count; start += CHUNK) {
-    const int64_t end = count - start < CHUNK ? count : start + CHUNK;
+  for (int64_t row = 0; row < rows; row++) {
+    const float *c = cosines + row * d, *s = sines + row * d;
+    for (int64_t i = 0; i < half; i += LANES) {
+      const __mmask16 there = first_16(half - i);
+      const __m512 c0 = _mm512_maskz_loadu_ps(there, c + i), c1 = _mm512_maskz_loadu_ps(there, c + i + half);
+      const __m512 s0 = _mm512_maskz_loadu_ps(there, s + i), s1 = _mm512_maskz_loadu_ps(there, s + i + half);
+      const __m512 by = _mm512_mul_ps(sign, back ? s1 : s0), other = _mm512_mul_ps(sign, back ? s0 : s1);
+      for (int64_t head = 0; head < heads; head++) {
+        const uint16_t *in = x + head * x_head + row * x_row + i;
+        uint16_t *to = out + head * out_head + row * out_row + i;
+        const __m512 a = widened_16(in, there), b = widened_16(in + half, there);
+        narrowed_16(_mm512_fnmadd_ps(b, by, _mm512_mul_ps(a, c0)), to, there);
+        narrowed_16(_mm512_fmadd_ps(a, other, _mm512_mul_ps(b, c1)), to + half, there);
+      }
+    }
+  }
+}
+
+void gate_bfloat16(const uint16_t *gate, const uint16_t *up, uint16_t *out, int64_t rows, int64_t width,
+                   int64_t apart, int threads) {
+  const int64_t parts = (width + CHUNK - 1) / CHUNK;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t n = 0; n < rows * parts; n++) {
+    const int64_t row = n / parts, start = n % parts * CHUNK, end = width - start < CHUNK ? width : start + CHUNK;
+    const int64_t far = row * apart, near = row * width;
     for (int64_t i = start; i < end; i += LANES) {
       const __mmask16 there = first_16(end - i);
-      const __m512 g = widened_16(gate + i, there), u = widened_16(up + i, there);
-      narrowed_16(gated_16(g, u), out + i, there);
+      const __m512 g = widened_16(gate + far + i, there), u = widened_16(up + far + i, there);
+      narrowed_16(gated_16(g, u), out + near + i, there);
     }
   }
 }
 
 void gate_gradient_bfloat16(const uint16_t *gate, const uint16_t *up, const uint16_t *grad, uint16_t *of_gate,
-                            uint16_t *of_up, uint16_t *product, int64_t count, int threads) {
+                            uint16_t *of_up, uint16_t *product, int64_t rows, int64_t width, int64_t apart,
+                            int threads) {
   const __m512 one = _mm512_set1_ps(1.0f);
+  const int64_t parts = (width + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t start = 0; start < count; start += CHUNK) {
-    const int64_t end = count - start < CHUNK ? count : start + CHUNK;
+  for (int64_t n = 0; n < rows * parts; n++) {
+    const int64_t row = n / parts, start = n % parts * CHUNK, end = width - start < CHUNK ? width : start + CHUNK;
+    const int64_t far = row * apart, near = row * width;
     for (int64_t i = start; i < end; i += LANES) {
       const __mmask16 there = first_16(end - i);
-      const __m512 g = widened_16(gate + i, there), u = widened_16(up + i, there), d = widened_16(grad + i, there);
-      const __m512 s = sigmoid_16(g);
+      const __m512 g = widened_16(gate + far + i, there), u = widened_16(up + far + i, there);
+      const __m512 d = widened_16(grad + near + i, there), s = sigmoid_16(g);
       const __m512 slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
-      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, u), slope), of_gate + i, there);
-      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, g), s), of_up + i, there);
-      if (product) narrowed_16(_mm512_mul_ps(_mm512_mul_ps(g, s), u), product + i, there);
+      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, u), slope), of_gate + far + i, there);
+      narrowed_16(_mm512_mul_ps(_mm512_mul_ps(d, g), s), of_up + far + i, there);
+      if (product) narrowed_16(_mm512_mul_ps(_mm512_mul_ps(g, s), u), product + near + i, there);
     }
   }
 }

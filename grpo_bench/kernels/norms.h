@@ -37,13 +37,15 @@ void NAME(normed)(const X *x, const Y *plus, X *both, const float *weight, Y *ou
 
 /* Of that: of_x (rows,width), and of_weight (blocks,width), the sum over each block of ``some`` rows. Blocks are the same
  * whatever the threads, so their sum is too. With y = x s: dx = s (g w - y mean(g w y)), dw = sum of g y over rows.
- * ``plus`` (rows,width), or NULL, is what else x's gradient consists of; ``low``, or NULL, becomes all of it, rounded. */
-void NAME(norm_gradient)(const X *x, const float *weight, const Y *grad, const X *plus, X *of_x, Y *low,
-                         float *of_weight, int64_t rows, int64_t width, float eps, float shift, int64_t some,
+ * What may be NULL: with ``more`` it was of x + more; ``plus`` (rows,width), which may be of_x, is what else the gradient
+ * consists of; ``low`` becomes all of it, rounded; ``made``, which may be grad, becomes what normed() made. */
+void NAME(norm_gradient)(const X *x, const Y *more, const float *weight, const Y *grad, const X *plus, X *of_x, Y *low,
+                         Y *made, float *of_weight, int64_t rows, int64_t width, float eps, float shift, int64_t some,
                          int threads) {
   const int64_t blocks = (rows + some - 1) / some;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t block = 0; block < blocks; block++) {
+    X both[more ? width : 1];
     float *sums = of_weight + block * width;
     const int64_t end = (block + 1) * some < rows ? (block + 1) * some : rows;
     for (int64_t i = 0; i < width; i++) sums[i] = 0;
@@ -51,30 +53,43 @@ void NAME(norm_gradient)(const X *x, const float *weight, const Y *grad, const X
       const X *in = x + row * width;
       const Y *from = grad + row * width;
       X *to = of_x + row * width;
-      float sum = 0, dot = 0;
-#pragma omp simd reduction(+ : sum, dot)
-      for (int64_t i = 0; i < width; i++) {
-        const float a = LOADX(in[i]);
-        sum += a * a;
-        dot += LOADY(from[i]) * (shift + weight[i]) * a;
+      if (more) {
+        const Y *added = more + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) both[i] = STOREX(LOADX(in[i]) + LOADY(added[i]));
+        in = both;
       }
+      float sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum) /* by itself, as above: the same bits */
+      for (int64_t i = 0; i < width; i++) sum += LOADX(in[i]) * LOADX(in[i]);
+#pragma omp simd reduction(+ : dot)
+      for (int64_t i = 0; i < width; i++) dot += LOADY(from[i]) * (shift + weight[i]) * LOADX(in[i]);
       const float scale = 1.0f / sqrtf(sum / (float)width + eps);
       const float shared = dot * scale * scale / (float)width;
 #pragma omp simd
-      for (int64_t i = 0; i < width; i++) {
-        const float a = LOADX(in[i]), g = LOADY(from[i]);
-        sums[i] += g * a * scale;
-        to[i] = STOREX(scale * (g * (shift + weight[i]) - a * shared));
-      }
-      if (plus) { /* in a loop of its own: rounded before, as a sum of two tensors is */
-        const X *more = plus + row * width;
+      for (int64_t i = 0; i < width; i++) sums[i] += LOADY(from[i]) * LOADX(in[i]) * scale;
+      if (plus) { /* added after it is rounded, as a sum of two tensors is */
+        const X *other = plus + row * width;
+        X alone[width];
 #pragma omp simd
-        for (int64_t i = 0; i < width; i++) to[i] = STOREX(LOADX(to[i]) + LOADX(more[i]));
+        for (int64_t i = 0; i < width; i++)
+          alone[i] = STOREX(scale * (LOADY(from[i]) * (shift + weight[i]) - LOADX(in[i]) * shared));
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) to[i] = STOREX(LOADX(other[i]) + LOADX(alone[i]));
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++)
+          to[i] = STOREX(scale * (LOADY(from[i]) * (shift + weight[i]) - LOADX(in[i]) * shared));
       }
       if (low) {
         Y *less = low + row * width;
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) less[i] = STOREY(LOADX(to[i]));
+      }
+      if (made) { /* last: grad is not read any more, and x + more lies elsewhere */
+        Y *again = made + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) again[i] = STOREY(LOADX(in[i]) * scale * (shift + weight[i]));
       }
     }
   }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,17 +25,21 @@ from grpo_bench.kernels import attention, layers, products
 from grpo_bench.kernels.attention import Sequences
 from grpo_bench.policy import rotary
 from grpo_bench.policy.attention import Plan, planned
-from grpo_bench.policy.linear import TrainedLinear, input_gradient
+from grpo_bench.policy.linear import TrainedLinear, input_gradient, low_of
 from grpo_bench.policy.norms import norm_eps
 from grpo_bench.policy.packed import Packed, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LINEARS = (
-    ("self_attn", "q_proj"), ("self_attn", "k_proj"), ("self_attn", "v_proj"), ("self_attn", "o_proj"),
-    ("mlp", "gate_proj"), ("mlp", "up_proj"), ("mlp", "down_proj"),
-)  # fmt: skip
+INPUTS = (  # layers of one input, in the order in which they compute
+    (("self_attn", "q_proj"), ("self_attn", "k_proj"), ("self_attn", "v_proj")),
+    (("self_attn", "o_proj"),),
+    (("mlp", "gate_proj"), ("mlp", "up_proj")),
+    (("mlp", "down_proj"),),
+)
+LINEARS = tuple(chain.from_iterable(INPUTS))
+_NUMBERS = [[LINEARS.index(path) for path in some] for some in INPUTS]
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings", "plan"}
 NEAR = 1e-4  # of what a layer adds, in fp32
@@ -54,98 +59,128 @@ class Recipe:
 class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, cosines: Tensor, sines: Tensor, sequences: Sequences, recipe: Recipe,
-        lows: Sequence[Tensor], *parameters: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """(1,N,h) fp32, fp32 (N,d) twice, the weights of ``LINEARS`` in the products' type -> (1,N,h) fp32.
+        ctx: Any,
+        hidden: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        sequences: Sequences,
+        recipe: Recipe,
+        weights: list[list[Tensor]],
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        """(1,N,h) fp32, fp32 (N,d) twice -> (1,N,h) fp32.
 
-        ``parameters``: the two norms' weights, then the weights of ``LINEARS`` and their biases or Nones.
+        ``weights``: of each of ``INPUTS`` what its layers are multiplied with, in the products' type, one by one or as
+        one. ``parameters``: the two norms' weights, then the weights of all linear layers and their biases or Nones.
         """
         first, second, *linears = parameters
         assert first is not None
         assert second is not None
-        dtype, x, count = lows[0].dtype, hidden[0], len(LINEARS)
-        biases = [None if bias is None else bias.to(dtype) for bias in linears[count:]]
-
-        def made(number: int, x: Tensor) -> Tensor:
-            return F.linear(x, lows[number], biases[number])
-
+        own = _Linears(weights, linears[: len(linears) // 2], linears[len(linears) // 2 :])
+        x = hidden[0]
         with torch.autocast("cpu", enabled=False):
-            inner = layers.normed(x, first, recipe.eps[0], recipe.shifts[0], dtype)
-            query, key, value = (_by_head(made(number, inner), recipe.width) for number in range(3))
-            query, key = layers.rotate(query, key, cosines, sines)
+            inner = layers.normed(x, first, recipe.eps[0], recipe.shifts[0], own.dtype)
+            kept = own.multiply(0, inner)
+            query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
+            layers.rotate(query, key, cosines, sines, out=(query, key))
             seen, lse = attention.attend(query, key, value, sequences, recipe.scaling, recipe.window, sums=True)
-            of_attention = made(3, seen.flatten(1))
+            (of_attention,) = own.multiply(1, seen.flatten(1))
             x2, inner = layers.sum_normed(x, of_attention, second, recipe.eps[1], recipe.shifts[1])
-            gate, up = made(4, inner), made(5, inner)
-            out = layers.summed(x2, made(6, layers.gate(gate, up)))
+            wide = own.multiply(2, inner)
+            (of_gate,) = own.multiply(3, layers.gate(*own.parts(2, wide)))
+            out = layers.summed(x2, of_gate)
         # what norms make of x and of that sum is made again: a fifth of what would be kept
-        ctx.save_for_backward(
-            x, query, key, value, seen, lse, of_attention, gate, up, first, second, cosines, sines, *lows
-        )
-        ctx.sequences, ctx.recipe = sequences, recipe
-        ctx.biased = [bias is not None for bias in biases]
+        ctx.save_for_backward(x, first, second, cosines, sines, seen, lse, of_attention, *kept, *wide)
+        ctx.own, ctx.sequences, ctx.recipe = own, sequences, recipe
         return out[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, query, key, value, seen, lse, of_attention, gate, up, first, second, cosines, sines, *lows = (
-            ctx.saved_tensors
-        )
+        x, first, second, cosines, sines, seen, lse, of_attention, *kept = ctx.saved_tensors
+        own: _Linears = ctx.own
         recipe: Recipe = ctx.recipe
-        eps, shifts, dtype, count = recipe.eps, recipe.shifts, lows[0].dtype, len(LINEARS)
-        wide = dtype == torch.float32
-        of_weights: list[Tensor | None] = [None] * count
-        of_biases: list[Tensor | None] = [None] * count
-
-        def learn(numbers: Sequence[int], grads: Sequence[Tensor], x: Tensor) -> None:
-            for number, made in zip(numbers, _weight_gradients(grads, x), strict=True):
-                of_weights[number] = made
-            for number, grad in zip(numbers, grads, strict=True):
-                if ctx.biased[number]:
-                    of_biases[number] = grad.sum(0, dtype=torch.float32)
-
+        eps, shifts = recipe.eps, recipe.shifts
+        kept, wide = kept[: len(own.weights[0])], kept[len(own.weights[0]) :]
         with torch.autocast("cpu", enabled=False):
             total = grads[0][0].contiguous()
-            grad = total.to(dtype)
-            product = grad @ lows[6]  # the gate's gradient, which it overwrites
-            of_gate, of_up = layers.gate_gradient(gate, up, product, product)
-            learn([6], [grad], product)
-            del grad, product
-            of_inner = input_gradient([of_gate, of_up], lows[4:6], dtype)
-            x2, inner = layers.sum_normed(x, of_attention, second, eps[1], shifts[1])
-            learn([4, 5], [of_gate, of_up], inner)
-            del of_gate, of_up, inner
-            low = None if wide else torch.empty_like(of_inner)
-            total, of_second = layers.norm_gradient(x2, second, of_inner, eps[1], shifts[1], total, low)
-            grad = total if low is None else low
-            of_seen = (grad @ lows[3]).view(seen.shape)
-            learn([3], [grad], seen.flatten(1))
-            del grad, low, of_inner, x2
+            grad = total.to(own.dtype)
+            product = own.of_input(3, [grad])  # the gate's gradient, which it overwrites
+            gate, up = own.parts(2, wide)
+            of_wide = [torch.empty_like(part) for part in wide]
+            layers.gate_gradient(gate, up, product, product, out=own.parts(2, of_wide))
+            of_down = own.learned(3, [grad], product)
+            del grad, product, gate, up
+            of_inner = own.of_input(2, of_wide)
+            total, low, of_second = layers.residual_gradient(
+                x, of_attention, second, of_inner, total, eps[1], shifts[1], own=False
+            )
+            of_gates = own.learned(2, of_wide, of_inner)  # which has become what the norm made
+            del of_wide, of_inner
+            of_seen = own.of_input(1, [low]).view(seen.shape)
+            of_output = own.learned(1, [low], seen.flatten(1))
+            del low
+            query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
+            of_kept = [torch.empty_like(part) for part in kept]
+            to_query, to_key, to_value = (_by_head(part, recipe.width) for part in own.parts(0, of_kept))
             of_query, of_key, of_value = attention.attend_gradient(
                 query, key, value, seen, lse, of_seen, ctx.sequences, recipe.scaling, recipe.window
             )
-            of_query, of_key = layers.rotate(of_query, of_key, cosines, sines, back=True)
-            parts = [part.transpose(0, 1).flatten(1) for part in (of_query, of_key, of_value)]
+            layers.rotate(of_query, of_key, cosines, sines, back=True, out=(to_query, to_key))
+            to_value.copy_(of_value)
             del of_seen, of_query, of_key, of_value
-            # as autograd would: where it sums, in fp32, the last layer comes first
-            of_inner = input_gradient(*((parts[::-1], lows[2::-1]) if wide else (parts, lows[:3])), dtype)
-            learn([0, 1, 2], parts, layers.normed(x, first, eps[0], shifts[0], dtype))
-            of_x, of_first = layers.norm_gradient(x, first, of_inner, eps[0], shifts[0], total)
-        return of_x[None], None, None, None, None, None, of_first, of_second, *of_weights, *of_biases
+            of_inner = own.of_input(0, of_kept)
+            of_x, _, of_first = layers.residual_gradient(x, None, first, of_inner, total, eps[0], shifts[0], own=True)
+            weights, biases = zip(*own.learned(0, of_kept, of_inner), *of_output, *of_gates, *of_down, strict=True)
+        return of_x[None], None, None, None, None, None, of_first, of_second, *weights, *biases
+
+
+class _Linears:
+    """The products of a layer's linear layers, forward and backward: those of one input by their number in ``INPUTS``.
+
+    In bfloat16 they are one product each time, in fp32, where weights lie apart, one of each layer.
+    """
+
+    def __init__(
+        self, weights: list[list[Tensor]], masters: Sequence[Tensor | None], biases: Sequence[Tensor | None]
+    ) -> None:
+        self.weights, self.dtype = weights, weights[0][0].dtype
+        self.sizes = [[len(masters[i]) for i in some] for some in _NUMBERS]  # type: ignore[arg-type]
+        self.biased = [bias is not None for bias in biases]
+        self._biases = biases
+
+    def multiply(self, number: int, x: Tensor) -> list[Tensor]:
+        """(n,k) -> what its layers make of it: (n,m) of each, or (n,Σm) of all."""
+        biases = [self._biases[i] for i in _NUMBERS[number]]
+        given = [None if bias is None else bias.to(self.dtype) for bias in biases]
+        if len(self.weights[number]) < len(given) and given[0] is not None:
+            given = [torch.cat(given)]  # type: ignore[arg-type]
+        return [F.linear(x, weight, bias) for weight, bias in zip(self.weights[number], given, strict=False)]
+
+    def parts(self, number: int, made: list[Tensor]) -> list[Tensor]:
+        """Each layer's own (n,m) of what ``multiply`` made; views."""
+        sizes = self.sizes[number]
+        return made if len(made) == len(sizes) else list(made[0].split(sizes, dim=1))
+
+    def of_input(self, number: int, grads: list[Tensor]) -> Tensor:
+        """The input's gradient by those of what ``multiply`` made."""
+        # where it sums in fp32 the last layer comes first, as it would with autograd
+        return input_gradient(grads[::-1], self.weights[number][::-1], self.dtype)
+
+    def learned(self, number: int, grads: list[Tensor], x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """The gradients of each of its layers' weights and biases."""
+        made = [g.t() @ x for g in grads] if x.dtype == torch.float32 else products.weight_gradients(grads, x)
+        sizes = self.sizes[number]
+        weights = made if len(made) == len(sizes) else list(made[0].split(sizes))
+        if not self.biased[_NUMBERS[number][0]]:
+            return [(weight, None) for weight in weights]
+        sums = [g.sum(0, dtype=torch.float32) for g in self.parts(number, grads)]
+        return list(zip(weights, sums, strict=True))
 
 
 def _by_head(x: Tensor, width: int) -> Tensor:
     """(N,H·d) -> (H,N,d)."""
-    return x.view(len(x), -1, width).transpose(0, 1)
-
-
-def _weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """(n,m) for each of some layers of one input (n,k) -> each layer's (m,k), fp32."""
-    if x.dtype == torch.float32:
-        return [grad.t() @ x for grad in grads]
-    return products.weight_gradients(grads, x)
+    return x.unflatten(1, (-1, width)).transpose(0, 1)
 
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -207,13 +242,14 @@ def _is_watched(module: Any) -> bool:
 
 def _computed(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], plan: Packed) -> Tensor:
     norms, linears = _parts(layer)
-    weights = [part.weight for part in linears]
-    lows = weights
+    some = [[linears[i] for i in numbers] for numbers in _NUMBERS]
     if torch.is_autocast_enabled("cpu"):
-        lows = [part.weight.to(torch.bfloat16) if part.low is None else part.low for part in linears]
+        weights = [[low_of(part)] for part in some]
+    else:
+        weights = [[x.weight.detach() for x in part] for part in some]
     out: Tensor = _DecoderLayer.apply(
-        hidden, *(rotary.wide(x) for x in angles), plan.sequences, layer.recipe, [x.detach() for x in lows],
-        *(norm.weight for norm in norms), *weights, *(part.bias for part in linears),
+        hidden, *(rotary.wide(x) for x in angles), plan.sequences, layer.recipe, weights,
+        *(norm.weight for norm in norms), *(part.weight for part in linears), *(part.bias for part in linears),
     )  # fmt: skip
     return out
 
@@ -276,6 +312,8 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     width = getattr(module.self_attn, "head_dim", None)
     tokens, size = len(plan.ids), linears[0].in_features
     if not isinstance(width, int) or width % 2 or any(part.out_features % width for part in linears[:3]):
+        return None
+    if any(len({linears[i].bias is None for i in some}) > 1 for some in _NUMBERS):
         return None
     hidden = torch.randn(1, tokens, size, generator=torch.Generator().manual_seed(0))
     angles = torch.linspace(0.0, 4.0, tokens * width).view(1, tokens, width)

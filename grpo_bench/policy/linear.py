@@ -117,6 +117,8 @@ class Siblings:
 class TrainedSiblings(Siblings):
     """Those that are trained. They do not hold the layers, which know them: a model is freed when it is let go."""
 
+    low: Tensor | None = None  # (Σm,k): their weights in bfloat16, as long as these do not change
+
     def __init__(self, layers: list[TrainedLinear]) -> None:
         super().__init__()
         self._layers = [weakref.ref(layer) for layer in layers]
@@ -196,16 +198,39 @@ def cast_once(models: Sequence[nn.Module]) -> Iterator[None]:
     """
     layers = [x for model in models for x in model.modules() if type(x) is TrainedLinear]
     made: dict[int, Tensor] = {}
-    for layer in layers:
-        if layer.weight.requires_grad and products.trains(layer.weight):
-            if layer.weight.data_ptr() not in made:
-                made[layer.weight.data_ptr()] = layer.weight.detach().to(torch.bfloat16)
-            layer.low = made[layer.weight.data_ptr()]
     try:
+        for layer in layers:
+            some = [layer] if layer.joined is None else layer.joined.layers or [layer]
+            first = some[0].weight.data_ptr()
+            if not all(x.weight.requires_grad and products.trains(x.weight) for x in some):
+                continue
+            if first not in made:
+                made[first] = _low(some)
+            if some != [layer] and layer.joined is not None:
+                layer.joined.low = made[first]
+            layer.low = made[first].split([x.out_features for x in some])[some.index(layer)]
         yield
     finally:
         for layer in layers:
             layer.low = None
+            if layer.joined is not None:
+                layer.joined.low = None
+
+
+def low_of(layers: Sequence[TrainedLinear]) -> Tensor:
+    """(Σm,k) the weights of layers of one input in bfloat16, one behind the other."""
+    joined = layers[0].joined
+    if joined is not None and joined.low is not None and joined.layers == list(layers):
+        return joined.low
+    return layers[0].low if len(layers) == 1 and layers[0].low is not None else _low(layers)
+
+
+def _low(layers: Sequence[TrainedLinear]) -> Tensor:
+    sizes = [layer.out_features for layer in layers]
+    whole = torch.empty(sum(sizes), layers[0].in_features, dtype=torch.bfloat16)
+    for part, layer in zip(whole.split(sizes), layers, strict=True):
+        part.copy_(layer.weight.detach())
+    return whole
 
 
 def join(model: nn.Module) -> list[TrainedSiblings]:
