@@ -91,12 +91,16 @@ class _DecoderLayer(torch.autograd.Function):
             out = layers.summed(x2, of_gate)
         # what norms make of x and of that sum is made again: a fifth of what would be kept
         ctx.save_for_backward(x, first, second, cosines, sines, seen, lse, of_attention, *kept, *wide)
-        ctx.own, ctx.sequences, ctx.recipe = own, sequences, recipe
+        ctx.own, ctx.sequences, ctx.recipe, ctx.used = own, sequences, recipe, False
         return out[None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of what is kept are written in its place."""
+        if ctx.used:
+            raise RuntimeError("a decoder layer's backward pass was made before: it writes over what it needs")
+        ctx.used = True
         x, first, second, cosines, sines, seen, lse, of_attention, *kept = ctx.saved_tensors
         own: _Linears = ctx.own
         recipe: Recipe = ctx.recipe
@@ -107,31 +111,28 @@ class _DecoderLayer(torch.autograd.Function):
             grad = total.to(own.dtype)
             product = own.of_input(3, [grad])  # the gate's gradient, which it overwrites
             gate, up = own.parts(2, wide)
-            of_wide = [torch.empty_like(part) for part in wide]
-            layers.gate_gradient(gate, up, product, product, out=own.parts(2, of_wide))
+            layers.gate_gradient(gate, up, product, product, out=(gate, up))
             of_down = own.learned(3, [grad], product)
-            del grad, product, gate, up
-            of_inner = own.of_input(2, of_wide)
+            del grad, product
+            of_inner = own.of_input(2, wide)
             total, low, of_second = layers.residual_gradient(
                 x, of_attention, second, of_inner, total, eps[1], shifts[1], own=False
             )
-            of_gates = own.learned(2, of_wide, of_inner)  # which has become what the norm made
-            del of_wide, of_inner
+            of_gates = own.learned(2, wide, of_inner)  # which has become what the norm made
+            del of_inner
             of_seen = own.of_input(1, [low]).view(seen.shape)
             of_output = own.learned(1, [low], seen.flatten(1))
             del low
             query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
-            of_kept = [torch.empty_like(part) for part in kept]
-            to_query, to_key, to_value = (_by_head(part, recipe.width) for part in own.parts(0, of_kept))
             of_query, of_key, of_value = attention.attend_gradient(
                 query, key, value, seen, lse, of_seen, ctx.sequences, recipe.scaling, recipe.window
             )
-            layers.rotate(of_query, of_key, cosines, sines, back=True, out=(to_query, to_key))
-            to_value.copy_(of_value)
+            layers.rotate(of_query, of_key, cosines, sines, back=True, out=(query, key))
+            value.copy_(of_value)
             del of_seen, of_query, of_key, of_value
-            of_inner = own.of_input(0, of_kept)
+            of_inner = own.of_input(0, kept)
             of_x, _, of_first = layers.residual_gradient(x, None, first, of_inner, total, eps[0], shifts[0], own=True)
-            weights, biases = zip(*own.learned(0, of_kept, of_inner), *of_output, *of_gates, *of_down, strict=True)
+            weights, biases = zip(*own.learned(0, kept, of_inner), *of_output, *of_gates, *of_down, strict=True)
         return of_x[None], None, None, None, None, None, of_first, of_second, *weights, *biases
 
 
