@@ -308,14 +308,14 @@ class Learner:
         weights = torch.zeros_like(batch.mask)
         weights[rows] = algo.token_weights(batch.mask[rows])
         rows = rows[batch.mask[rows].any(1) & ~without[rows]]  # the others count in the weights and cost no forward
-        packed, lanes = models.policy.takes_plans, self._lanes()
+        lanes, ahead = self._lanes(), models.policy.takes_plans and models.policy.device.type != "cpu"
         shares = self._shares(batch, rows, len(lanes)) if train_policy or not self.kept else []
         waiting: list[list[tuple[Batch, Layout, Tensor]]] = []
         for share in shares:
             waiting.append([])
             for some in share:
                 part, own = take(batch, some), layout(batch, some)
-                if packed:  # now: sizes are read from the device, which would wait between parts
+                if ahead:  # sizes are read from the device, which would wait between parts
                     models.policy.tokens_of(own)
                 self._charge(part, train_policy, self.critic is not None and not self.kept)
                 waiting[-1].append((part, own, weights[some]))

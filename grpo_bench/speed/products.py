@@ -2,7 +2,8 @@
 
 Products of attention are left out; what is left is what every implementation of the model has to multiply. In each of
 the ways that this program has: a decode step's with packed weights, those of one input as one; the gradients of weights
-by its own product; all threads on one product after the other, or lanes that share out the work. The fastest counts.
+by its own product; those of one input as one in an update too, or not; all threads on one product after the other, or
+lanes that share out the work. The fastest counts.
 """
 
 from __future__ import annotations
@@ -108,21 +109,29 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
     trunk, head = _layers(model, dtype)
     device = head.device
     own = dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device))
-    widths = {n for w in [*chain.from_iterable(trunk), head] for n in w.shape}
+    trunks = [(trunk, False)]
+    if own:  # its layers of one input by themselves, and as one
+        trunks += [(trunk, True), ([[torch.cat(layers)] for layers in trunk], True)]
+    widths = {n for layers, _ in trunks for w in [*chain.from_iterable(layers), head] for n in w.shape}
     ways: list[Way] = []
     for lanes, (parts, tokens, headed) in sizes.items():
         data = [
             {(m, n): torch.randn(m, n, dtype=dtype, device=device) for m in {tokens, headed} for n in widths}
             for _ in range(lanes)
         ]
-        for kernel in {False, own}:
+        for inputs, kernel in trunks:
 
             def multiply(
-                lane: int, of: int, data: Any = data, kernel: bool = kernel, sizes: Any = (parts, tokens, headed)
+                lane: int,
+                of: int,
+                data: Any = data,
+                inputs: Layers = inputs,
+                kernel: bool = kernel,
+                sizes: Any = (parts, tokens, headed),
             ) -> None:
                 parts, tokens, headed = sizes
                 for _ in range(parts):
-                    for layers in trunk:
+                    for layers in inputs:
                         _train(layers, data[lane], tokens, kernel)
                     _train([head], data[lane], headed, kernel)
 
@@ -131,7 +140,7 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
 
 
 def _train(layers: list[Tensor], data: dict[tuple[int, int], Tensor], rows: int, kernel: bool) -> None:
-    """Layers of one input, as ``policy.linear`` has them."""
+    """Layers of one input, as ``policy.linear`` and ``policy.decoder_layer`` have them."""
     x, grads = data[rows, layers[0].shape[1]], [data[rows, w.shape[0]] for w in layers]
     for w in layers:
         nn.functional.linear(x, w)
