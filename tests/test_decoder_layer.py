@@ -1,0 +1,323 @@
+"""Decoder layers that train as one operation give what the model's own modules give, and only where they are those."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from kernel_data import kernels_on, needs_compiler, needs_training_tiles  # noqa: F401
+from model_data import batch_of, make, network, ragged
+from torch import Tensor
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grpo_bench.kernels import layers, products
+from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models
+from grpo_bench.policy.packed import Packed
+
+pytestmark = needs_compiler
+TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_training_tiles)]
+WIDE = {
+    "vocab_size": 61, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
+MODELS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**WIDE)),
+    "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**WIDE, attention_bias=True, mlp_bias=True)),
+    "llama, wide heads": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "head_dim": 32})),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**WIDE)),
+    "mistral, window": lambda: MistralForCausalLM(MistralConfig(**{**WIDE, "head_dim": 16}, sliding_window=5)),
+}
+OTHERS: dict[str, Any] = {
+    "granite": lambda: GraniteForCausalLM(GraniteConfig(**WIDE, residual_multiplier=0.5)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**{**WIDE, "head_dim": 16})),
+    "cohere": lambda: CohereForCausalLM(CohereConfig(**WIDE)),
+    "gemma2": lambda: network("gemma2", double=False),
+    "llama, double": lambda: network("llama"),
+}
+
+
+def model(kind: str) -> Any:
+    torch.manual_seed(3)
+    made = {**MODELS, **OTHERS}[kind]().eval()
+    for name, p in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=0.3)
+        elif "norm" in name:
+            torch.nn.init.normal_(p, mean=1.0, std=0.2)
+    return made
+
+
+def rows_of(rows: int = 24, group_size: int = 4, seed: int = 1) -> Any:
+    batch = batch_of(ragged(rows, group_size, seed))
+    return layout(batch, torch.arange(rows))
+
+
+def trained(policy: Policy, rows: Any) -> list[Tensor]:
+    """Log-probs and every weight's gradient by a weighted sum of them."""
+    policy.zero_grad()
+    logp, _ = policy.logp(rows, 1.0)
+    (logp * torch.linspace(-1, 1, logp.numel()).view_as(logp)).sum().backward()
+    return [logp.detach(), *(p.grad for p in policy.parameters() if p.grad is not None)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each layer of each forward pass that may train was taken."""
+    seen: list[bool] = []
+    own = decoder_layer._takes
+    monkeypatch.setattr(decoder_layer, "_takes", lambda *args: seen.append(own(*args)) or seen[-1])
+    return seen
+
+
+@pytest.fixture
+def by_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def plain(policy: Policy, rows: Any) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_layer, "_takes", lambda *_: False)
+            return trained(policy, rows)
+
+    return plain
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", MODELS)
+def test_in_full_precision_every_bit_is_the_modules(kind, threads, calls, by_modules):
+    torch.set_num_threads(threads)
+    policy, rows = Policy(model(kind), torch.float32), rows_of()
+    found = trained(policy, rows)
+    assert calls == [True, True]
+    expected = by_modules(policy, rows)
+    assert len(found) == len(expected) == 1 + len(list(policy.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_training_tiles
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("once", [False, True])
+def test_in_bfloat16_it_is_as_near_to_the_exact_gradient_as_the_modules(kind, once, calls, by_modules):
+    """Sums over layers of one input are rounded once instead of once a layer."""
+    net, rows = model(kind), rows_of()
+    exact = trained(Policy(copy.deepcopy(net).double(), torch.float32), rows)
+    policy = Policy(net, torch.bfloat16)
+    calls.clear()
+    with linear.cast_once([policy.model] if once else []):
+        found = trained(policy, rows)
+        expected = by_modules(policy, rows)
+    assert calls == [True, True]
+    errors = [
+        torch.stack([(a.double() - b).norm() / b.norm().clamp(min=1e-9) for a, b in zip(some, exact, strict=True)])
+        for some in (found, expected)
+    ]
+    assert errors[0].max() < 0.03
+    assert errors[0].mean() <= 1.05 * errors[1].mean()
+
+
+@needs_training_tiles
+def test_weights_copies_that_are_shared_give_what_new_ones_give():
+    policy, rows = Policy(model("qwen2"), torch.bfloat16), rows_of()
+    expected = trained(policy, rows)
+    with linear.cast_once([policy.model]):
+        attention = policy.model.model.layers[0].self_attn
+        whole = attention.q_proj.joined.low
+        assert whole.shape == (64 + 2 * 32, 64)
+        assert attention.k_proj.low.data_ptr() == whole[64:].data_ptr()
+        assert torch.equal(attention.v_proj.low, attention.v_proj.weight.bfloat16())
+        assert all(torch.equal(a, b) for a, b in zip(trained(policy, rows), expected, strict=True))
+    assert attention.q_proj.joined.low is attention.k_proj.low is None
+    with torch.no_grad():
+        attention.q_proj.weight.mul_(2)
+    with linear.cast_once([policy.model]):
+        assert torch.equal(attention.q_proj.joined.low[:64], attention.q_proj.weight.bfloat16())
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_layers_that_compute_something_else_stay_as_they_are(kind, calls):
+    policy = Policy(model(kind), torch.float32)
+    assert decoder_layer.install(policy.model) == 0
+    trained(policy, rows_of())
+    assert not any(calls)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_somebody_watches_or_freezes_goes_by_modules(dtype, calls, by_modules):
+    policy, rows = Policy(model("llama"), dtype), rows_of()
+    first, second = policy.model.model.layers
+    trained(policy, rows)
+    assert calls == [True, True]
+    calls.clear()
+    seen = []
+    handle = first.mlp.up_proj.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    trained(policy, rows)
+    assert calls == [False, True]
+    assert len(seen) == 1
+    handle.remove()
+    second.self_attn.o_proj.weight.requires_grad_(False)
+    calls.clear()
+    found = trained(policy, rows)
+    assert calls == [True, False]
+    assert len(found) == len(list(policy.parameters()))
+    assert second.self_attn.o_proj.weight.grad is None
+    calls.clear()
+    with torch.no_grad():
+        policy.logp(rows, 1.0)
+    assert calls == []
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_adapters_go_by_modules(dtype, calls):
+    cfg = make("model.lora={r:2,alpha:4,targets:null}", "model.tiny.hidden_size=64").model
+    policy = make_models(model("llama"), cfg, dtype, critic=False, reference=False).policy
+    found = trained(policy, rows_of())
+    assert not any(calls)
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_are_computed_again_give_the_same(dtype, reentrant, calls):
+    policy, rows = Policy(model("llama"), dtype), rows_of()
+    expected = trained(policy, rows)
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    calls.clear()
+    found = trained(policy, rows)
+    assert len(calls) >= 2
+    assert all(calls)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_second_backward_pass_is_refused(dtype):
+    """What it needs was written over."""
+    policy = Policy(model("llama"), dtype)
+    logp, _ = policy.logp(rows_of(), 1.0)
+    logp.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="made before"):
+        logp.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_less_is_kept_than_by_modules(dtype, monkeypatch):
+    policy, rows = Policy(model("llama"), dtype), rows_of(96)
+
+    def kept() -> int:
+        found: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            assert policy.states(rows).requires_grad
+        return sum(found.values()) - sum(p.nbytes for p in policy.parameters())
+
+    less = kept()
+    monkeypatch.setattr(decoder_layer, "_takes", lambda *_: False)
+    assert less < 0.9 * kept()
+
+
+@needs_training_tiles
+def test_gradients_become_the_weights_own_without_a_copy(monkeypatch):
+    """Nobody else holds them: a copy of each would cost memory and a pass."""
+    policy, rows = Policy(model("llama"), torch.bfloat16), rows_of()
+    made: list[int] = []
+    own = products.weight_gradients
+
+    def watched(*args: Any) -> list[Tensor]:
+        found = own(*args)
+        made.extend(x.untyped_storage().data_ptr() for x in found)
+        return found
+
+    monkeypatch.setattr(products, "weight_gradients", watched)
+    trained(policy, rows)
+    attention = policy.model.model.layers[1].self_attn
+    for part in (attention.q_proj, attention.v_proj, attention.o_proj, policy.model.model.layers[0].mlp.up_proj):
+        assert part.weight.grad.untyped_storage().data_ptr() in made
+
+
+def test_copies_are_replaced_too_and_know_what_they_compute_with(calls):
+    policy = Policy(model("mistral, window"), torch.float32)
+    other = copy.deepcopy(policy.model)
+    layer = other.model.layers[1]
+    assert layer.recipe == policy.model.model.layers[1].recipe
+    assert (layer.recipe.window, layer.recipe.width, layer.recipe.scaling) == (5, 16, 0.25)
+    assert isinstance(policy.tokens_of(rows_of()), Packed)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 127, 300])
+def test_a_norms_gradient_with_what_goes_past_it(rows, dtype, threads):
+    """x + plus -> norm: its whole gradient, that rounded, and what the norm made, each the same bits as by itself."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(rows)
+    x, total, plus, grad = torch.randn(4, rows, 40)
+    weight, plus, grad = torch.randn(40), plus.to(dtype), grad.to(dtype)
+    both, made = layers.sum_normed(x, plus, weight, 1e-5, 1.0)
+    assert torch.equal(both, x + plus)
+    assert torch.equal(made, layers.normed(both, weight, 1e-5, 1.0, dtype))
+    of_x, of_weight = layers.norm_gradient(both, weight, grad, 1e-5, 1.0)
+    for own in (False, True):
+        given, past = grad.clone(), total.clone()
+        found, low, found_weight = layers.residual_gradient(x, plus, weight, given, past, 1e-5, 1.0, own)
+        assert torch.equal(found, of_x + total)
+        assert torch.equal(low, found.to(dtype))
+        assert torch.equal(found_weight, of_weight)
+        assert torch.equal(given, made)
+        assert torch.equal(past, found if own else total)
+    alone = layers.residual_gradient(both, None, weight, grad.clone(), total, 1e-5, 1.0, False)
+    assert torch.equal(alone[0], found)
+    assert torch.equal(layers.summed(x, plus), x + plus)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 24, 4100])
+def test_gates_that_are_halves_of_one_tensor(width, dtype, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(width)
+    whole, grad = torch.randn(70, 2 * width).to(dtype), torch.randn(70, width).to(dtype)
+    gate, up = whole.split(width, dim=1)
+    apart = gate.contiguous(), up.contiguous()
+    assert torch.equal(layers.gate(gate, up), layers.gate(*apart))
+    expected = layers.gate_gradient(*apart, grad)
+    assert all(torch.equal(a, b) for a, b in zip(layers.gate_gradient(gate, up, grad), expected, strict=True))
+    product = grad.clone()
+    layers.gate_gradient(gate, up, product, product, out=(gate, up))  # all of it in its place
+    assert torch.equal(whole, torch.cat(expected, dim=1))
+    assert torch.equal(product, layers.gate(*apart))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [2, 16, 34, 64, 128])
+@pytest.mark.parametrize("back", [False, True])
+def test_rotations_in_their_place(width, dtype, threads, back):
+    torch.set_num_threads(threads)
+    torch.manual_seed(width)
+    whole = torch.randn(50, 5 * width).to(dtype)
+    angles = torch.randn(50, width)
+    query, key = (x.unflatten(1, (-1, width)).transpose(0, 1) for x in whole.split((3 * width, 2 * width), dim=1))
+    expected = layers.rotate(query, key, angles.cos(), angles.sin(), back)
+    a, b = query.double().chunk(2, dim=2)
+    c, s = (x.double().chunk(2, dim=1) for x in (angles.cos(), angles.sin()))
+    exact = (a * c[0] + b * s[1], b * c[1] - a * s[0]) if back else (a * c[0] - b * s[0], b * c[1] + a * s[1])
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(expected[0].double(), torch.cat(exact, dim=2), rtol=rounding, atol=rounding)
+    layers.rotate(query, key, angles.cos(), angles.sin(), back, out=(query, key))
+    assert torch.equal(query, expected[0])
+    assert torch.equal(key, expected[1])
