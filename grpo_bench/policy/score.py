@@ -24,9 +24,9 @@ from grpo_bench.types import Batch
 
 ACTIVATION_SHARE = 0.3  # of a GPU's memory; the rest is weights, gradients, moments and the sampler's cache
 ACTIVATION_BYTES = 2 * 2**30  # on a CPU
-# Per token, layer and hidden unit. Measured for SmolLM2's shape on a CPU: 28 (bfloat16, copies of weights aside) and 48
-# are kept for the backward pass, 34 and 59 where gates' products are too; the rest, chosen, is for what that makes on
-# its way.
+# Per token, layer and hidden unit. Measured for SmolLM2's shape on a CPU: 22 (bfloat16, copies of weights aside) and 40
+# are kept for the backward pass where a layer is one operation, 28 and 48 by modules, 34 and 59 where gates' products
+# are too; the rest, chosen, is for what that makes on its way.
 TOKEN_BYTES = {torch.float32: 70, torch.bfloat16: 40}
 PLAIN_TOKEN_BYTES = 80  # where norms, gates and rotations are torch's and keep more
 LOGIT_BYTES = 28  # per logit where autograd keeps all: logits, probabilities, their product, and gradients of these
