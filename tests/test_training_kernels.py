@@ -405,7 +405,7 @@ def test_a_policy_in_bfloat16_trains_through_it(monkeypatch):
         calls.clear()
         logp, _ = policy.logp(layout(batch, torch.arange(len(batch.mask))), 1.0)
         logp.sum().backward()
-        assert sorted(calls) == (sorted(layers) if on and tiles else [])
+        assert sum(calls) == (sum(layers) if on and tiles else 0)  # some of one input as one
         grads = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
         found.append((logp.detach(), grads))
     (own, own_grads), (plain, plain_grads) = found
