@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from kernel_data import kernels_on, needs_compiler, needs_training_tiles  # noqa: F401
 from model_data import batch_of, make, network, ragged
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -17,6 +19,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -25,9 +29,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from grpo_bench import update
 from grpo_bench.kernels import layers, products
 from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models
-from grpo_bench.policy.packed import Packed
 
 pytestmark = needs_compiler
 TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_training_tiles)]
@@ -47,6 +51,7 @@ OTHERS: dict[str, Any] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**{**WIDE, "head_dim": 16})),
     "cohere": lambda: CohereForCausalLM(CohereConfig(**WIDE)),
     "gemma2": lambda: network("gemma2", double=False),
+    "ministral3, queries by position": lambda: Ministral3ForCausalLM(Ministral3Config(**{**WIDE, "head_dim": 16})),
     "llama, double": lambda: network("llama"),
 }
 
@@ -148,9 +153,9 @@ def test_weights_copies_that_are_shared_give_what_new_ones_give():
 @pytest.mark.parametrize("kind", OTHERS)
 def test_layers_that_compute_something_else_stay_as_they_are(kind, calls):
     policy = Policy(model(kind), torch.float32)
-    assert decoder_layer.install(policy.model) == 0
+    assert not any(hasattr(type(m), "as_one") for m in policy.model.modules())
     trained(policy, rows_of())
-    assert not any(calls)
+    assert calls == []
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -185,6 +190,94 @@ def test_adapters_go_by_modules(dtype, calls):
     found = trained(policy, rows_of())
     assert not any(calls)
     assert len(found) > 1
+    later = Policy(model("llama"), dtype)
+    adapted = peft.get_peft_model(later.model, peft.LoraConfig(r=2, target_modules=["v_proj"]))
+    calls.clear()
+    trained(later, rows_of())
+    assert calls == [False, False]
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+
+
+class Twice(nn.Module):
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * self.own(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_parts_and_settings_that_are_changed_later_count(dtype, calls, by_modules):
+    policy, rows = Policy(model("llama"), dtype), rows_of()
+    first, second = policy.model.model.layers
+    first.mlp = Twice(first.mlp)
+    before = trained(policy, rows)
+    assert calls == [False, True]
+    second.input_layernorm.variance_epsilon = 0.5
+    after = trained(policy, rows)
+    second.self_attn.scaling = 2.0
+    last = trained(policy, rows)
+    assert calls[2:] == [False] * 4
+    assert not torch.equal(before[0], after[0])
+    assert not torch.equal(after[0], last[0])
+    assert all(torch.equal(a, b) for a, b in zip(last, by_modules(policy, rows), strict=True))
+
+
+def test_weights_that_change_between_the_passes_are_told():
+    policy = Policy(model("llama"), torch.float32)
+    logp, _ = policy.logp(rows_of(), 1.0)
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logp.sum().backward()
+
+
+@needs_training_tiles
+def test_copies_are_of_the_layers_that_use_them():
+    """Whoever is joined with whom: a replica's layers may be where the original's are not, and weights may be tied."""
+    policy, rows = Policy(model("llama"), torch.bfloat16), rows_of()
+    first, second = (layer.self_attn for layer in policy.model.model.layers)
+    second.q_proj.weight = first.q_proj.weight
+    expected = trained(policy, rows)
+    with linear.cast_once([policy.model]):
+        assert all(torch.equal(a, b) for a, b in zip(trained(policy, rows), expected, strict=True))
+    other = copy.deepcopy(policy.model)
+    linear.join(other)
+    for mine, theirs in zip(policy.model.parameters(), other.parameters(), strict=True):
+        theirs.data = mine.data
+    first.q_proj.joined._layers = []  # as after a forward pass that did not call all of them
+    for order in ([policy.model, other], [other, policy.model]):
+        with linear.cast_once(order):
+            assert torch.equal(first.q_proj.low, first.q_proj.weight.bfloat16())
+            assert other.model.layers[0].self_attn.q_proj.joined.low.shape == (128, 64)
+            assert all(torch.equal(a, b) for a, b in zip(trained(policy, rows), expected, strict=True))
+
+
+@needs_training_tiles
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_two_lanes_train_with_it(algo, calls, monkeypatch):
+    """Updates in bfloat16, as a run makes them: near to those by modules, and the same again bit for bit."""
+    monkeypatch.setattr(update, "LANE_PARAMETERS", range(2**30))
+    cfg = make(f"algo={algo}", "samples_per_step=32", "kl_coef=0", "minibatches=2", "lr=0.001")
+    batch = batch_of(ragged(32, cfg.group_size, 5, longest=20))
+    batch = replace(batch, mask=batch.mask.float(), rewards=batch.rewards.float())
+    torch.set_num_threads(2)
+    norms = []
+    for on in (True, True, False):
+        if not on:
+            monkeypatch.setattr(decoder_layer, "_takes", lambda *_: False)
+        models = make_models(model("llama"), cfg.model, torch.bfloat16, algo == "ppo", False)
+        learner = update.Learner(cfg, cfg.algo, models)
+        calls.clear()
+        ready = learner.scored(batch, True)
+        advantages, returns = cfg.algo.advantages(ready)
+        found = learner.update(replace(ready, advantages=advantages, returns=returns), step=100, progress=0.0)
+        assert len(learner.lanes) == 2
+        assert not on or (len(calls) >= 8 and all(calls))
+        norms.append(found["policy/grad_norm"])
+    assert norms[0] == norms[1] > 0
+    assert norms[2] == pytest.approx(norms[0], rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -250,12 +343,14 @@ def test_gradients_become_the_weights_own_without_a_copy(monkeypatch):
 
 
 def test_copies_are_replaced_too_and_know_what_they_compute_with(calls):
-    policy = Policy(model("mistral, window"), torch.float32)
-    other = copy.deepcopy(policy.model)
-    layer = other.model.layers[1]
-    assert layer.recipe == policy.model.model.layers[1].recipe
-    assert (layer.recipe.window, layer.recipe.width, layer.recipe.scaling) == (5, 16, 0.25)
-    assert isinstance(policy.tokens_of(rows_of()), Packed)
+    policy, rows = Policy(model("mistral, window"), torch.float32), rows_of()
+    expected = trained(policy, rows)
+    policy.model = copy.deepcopy(policy.model)
+    recipe = policy.model.model.layers[1].recipe
+    assert (recipe.window, recipe.width, recipe.scaling) == (5, 16, 0.25)
+    calls.clear()
+    assert all(torch.equal(a, b) for a, b in zip(trained(policy, rows), expected, strict=True))
+    assert calls == [True, True]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -273,13 +368,14 @@ def test_a_norms_gradient_with_what_goes_past_it(rows, dtype, threads):
     of_x, of_weight = layers.norm_gradient(both, weight, grad, 1e-5, 1.0)
     for own in (False, True):
         given, past = grad.clone(), total.clone()
-        found, low, found_weight = layers.residual_gradient(x, plus, weight, given, past, 1e-5, 1.0, own)
+        low = torch.empty_like(grad)
+        found, found_weight = layers.residual_gradient(x, plus, weight, given, past, 1e-5, 1.0, own, low)
         assert torch.equal(found, of_x + total)
         assert torch.equal(low, found.to(dtype))
         assert torch.equal(found_weight, of_weight)
         assert torch.equal(given, made)
         assert torch.equal(past, found if own else total)
-    alone = layers.residual_gradient(both, None, weight, grad.clone(), total, 1e-5, 1.0, False)
+    alone = layers.residual_gradient(both, None, weight, grad.clone(), total, 1e-5, 1.0)
     assert torch.equal(alone[0], found)
     assert torch.equal(layers.summed(x, plus), x + plus)
 

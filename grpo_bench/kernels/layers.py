@@ -183,18 +183,24 @@ def norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float, shift: fl
 
 
 def residual_gradient(
-    x: Tensor, plus: Tensor | None, weight: Tensor, grad: Tensor, total: Tensor, eps: float, shift: float, own: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    plus: Tensor | None,
+    weight: Tensor,
+    grad: Tensor,
+    total: Tensor,
+    eps: float,
+    shift: float,
+    own: bool = False,
+    low: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Of what stands on ``x``, or on x + ``plus`` (see ``sum_normed``), by way of its norm and beside it. On a CPU.
 
     ``grad`` is the gradient by what the norm made, and becomes that; ``total`` is the one that goes past the norm. ->
-    The whole gradient by x (+ plus), in the place of ``total`` where that is one's ``own``; the same in the type of
-    ``grad``; the gradient by ``weight``.
+    The whole gradient by x (+ plus), in the place of ``total`` where that is one's ``own``, and the one by ``weight``.
+    ``low``, of the type of ``grad``, becomes the first too.
     """
     of_x = total if own else torch.empty_like(total)
-    low = of_x if grad.dtype == x.dtype else torch.empty_like(grad)
-    of_weight = _norm_gradient(x, plus, weight, grad, total, of_x, None if low is of_x else low, grad, eps, shift)
-    return of_x, low, of_weight
+    return of_x, _norm_gradient(x, plus, weight, grad, total, of_x, low, grad, eps, shift)
 
 
 def _norm_gradient(

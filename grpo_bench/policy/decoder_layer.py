@@ -26,6 +26,7 @@ from grpo_bench.kernels.attention import Sequences
 from grpo_bench.policy import rotary
 from grpo_bench.policy.attention import Plan, planned
 from grpo_bench.policy.linear import TrainedLinear, input_gradient, low_of
+from grpo_bench.policy.memory import is_out_of_memory
 from grpo_bench.policy.norms import norm_eps
 from grpo_bench.policy.packed import Packed, pack
 
@@ -43,6 +44,7 @@ _NUMBERS = [[LINEARS.index(path) for path in some] for some in INPUTS]
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings", "plan"}
 NEAR = 1e-4  # of what a layer adds, in fp32
+FAR = 2**24  # positions: further than any model's
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Recipe:
     width: int  # of a head
     scaling: float
     window: int | None
+    kinds: tuple[type[nn.Module], ...]  # of its norms, attention and gated layer
 
 
 class _DecoderLayer(torch.autograd.Function):
@@ -65,33 +68,36 @@ class _DecoderLayer(torch.autograd.Function):
         sines: Tensor,
         sequences: Sequences,
         recipe: Recipe,
-        weights: list[list[Tensor]],
+        lows: list[Tensor] | None,
         *parameters: Tensor | None,
     ) -> Tensor:
         """(1,N,h) fp32, fp32 (N,d) twice -> (1,N,h) fp32.
 
-        ``weights``: of each of ``INPUTS`` what its layers are multiplied with, in the products' type, one by one or as
-        one. ``parameters``: the two norms' weights, then the weights of all linear layers and their biases or Nones.
+        ``lows``: for products in bfloat16, of each of ``INPUTS`` the weights in it, as one. ``parameters``: the two
+        norms' weights, then the weights of all linear layers and their biases or Nones.
         """
         first, second, *linears = parameters
+        masters, biases = linears[: len(LINEARS)], linears[len(LINEARS) :]
         assert first is not None
         assert second is not None
-        own = _Linears(weights, linears[: len(linears) // 2], linears[len(linears) // 2 :])
-        x = hidden[0]
+        weights = [weight for weight in masters if weight is not None] if lows is None else lows
+        sizes = [len(weight) for weight in masters if weight is not None]
+        own, x = _Linears(weights, sizes), hidden[0]
         with torch.autocast("cpu", enabled=False):
             inner = layers.normed(x, first, recipe.eps[0], recipe.shifts[0], own.dtype)
-            kept = own.multiply(0, inner)
+            kept = own.multiply(0, inner, biases)
             query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
             layers.rotate(query, key, cosines, sines, out=(query, key))
             seen, lse = attention.attend(query, key, value, sequences, recipe.scaling, recipe.window, sums=True)
-            (of_attention,) = own.multiply(1, seen.flatten(1))
+            (of_attention,) = own.multiply(1, seen.flatten(1), biases)
             x2, inner = layers.sum_normed(x, of_attention, second, recipe.eps[1], recipe.shifts[1])
-            wide = own.multiply(2, inner)
-            (of_gate,) = own.multiply(3, layers.gate(*own.parts(2, wide)))
+            wide = own.multiply(2, inner, biases)
+            (of_gate,) = own.multiply(3, layers.gate(*own.parts(2, wide)), biases)
             out = layers.summed(x2, of_gate)
         # what norms make of x and of that sum is made again: a fifth of what would be kept
-        ctx.save_for_backward(x, first, second, cosines, sines, seen, lse, of_attention, *kept, *wide)
-        ctx.own, ctx.sequences, ctx.recipe, ctx.used = own, sequences, recipe, False
+        ctx.save_for_backward(x, first, second, cosines, sines, seen, lse, of_attention, *kept, *wide, *weights)
+        ctx.sequences, ctx.recipe, ctx.used = sequences, recipe, False
+        ctx.sizes, ctx.count, ctx.biased = sizes, len(weights), [bias is not None for bias in biases]
         return out[None]
 
     @staticmethod
@@ -101,28 +107,31 @@ class _DecoderLayer(torch.autograd.Function):
         if ctx.used:
             raise RuntimeError("a decoder layer's backward pass was made before: it writes over what it needs")
         ctx.used = True
-        x, first, second, cosines, sines, seen, lse, of_attention, *kept = ctx.saved_tensors
-        own: _Linears = ctx.own
+        x, first, second, cosines, sines, seen, lse, of_attention, *rest = ctx.saved_tensors
+        own = _Linears(rest[-ctx.count :], ctx.sizes)
         recipe: Recipe = ctx.recipe
-        eps, shifts = recipe.eps, recipe.shifts
-        kept, wide = kept[: len(own.weights[0])], kept[len(own.weights[0]) :]
+        eps, shifts, biased = recipe.eps, recipe.shifts, ctx.biased
+        count = len(own.weights[0])  # of what the first of them made; the gates' is behind it
+        kept, wide = rest[:count], rest[count : -ctx.count]
         with torch.autocast("cpu", enabled=False):
             total = grads[0][0].contiguous()
             grad = total.to(own.dtype)
             product = own.of_input(3, [grad])  # the gate's gradient, which it overwrites
             gate, up = own.parts(2, wide)
             layers.gate_gradient(gate, up, product, product, out=(gate, up))
-            of_down = own.learned(3, [grad], product)
+            of_down = own.learned(3, [grad], product, biased)
             del grad, product
             of_inner = own.of_input(2, wide)
-            total, low, of_second = layers.residual_gradient(
-                x, of_attention, second, of_inner, total, eps[1], shifts[1], own=False
+            low = None if own.dtype == x.dtype else torch.empty_like(of_inner)
+            total, of_second = layers.residual_gradient(
+                x, of_attention, second, of_inner, total, eps[1], shifts[1], low=low
             )
-            of_gates = own.learned(2, wide, of_inner)  # which has become what the norm made
+            of_gates = own.learned(2, wide, of_inner, biased)  # which has become what the norm made
             del of_inner
-            of_seen = own.of_input(1, [low]).view(seen.shape)
-            of_output = own.learned(1, [low], seen.flatten(1))
-            del low
+            grad = total if low is None else low
+            of_seen = own.of_input(1, [grad]).view(seen.shape)
+            of_output = own.learned(1, [grad], seen.flatten(1), biased)
+            del grad, low
             query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
             of_query, of_key, of_value = attention.attend_gradient(
                 query, key, value, seen, lse, of_seen, ctx.sequences, recipe.scaling, recipe.window
@@ -131,8 +140,8 @@ class _DecoderLayer(torch.autograd.Function):
             value.copy_(of_value)
             del of_seen, of_query, of_key, of_value
             of_inner = own.of_input(0, kept)
-            of_x, _, of_first = layers.residual_gradient(x, None, first, of_inner, total, eps[0], shifts[0], own=True)
-            weights, biases = zip(*own.learned(0, kept, of_inner), *of_output, *of_gates, *of_down, strict=True)
+            of_x, of_first = layers.residual_gradient(x, None, first, of_inner, total, eps[0], shifts[0], own=True)
+            weights, biases = zip(*own.learned(0, kept, of_inner, biased), *of_output, *of_gates, *of_down, strict=True)
         return of_x[None], None, None, None, None, None, of_first, of_second, *weights, *biases
 
 
@@ -142,21 +151,22 @@ class _Linears:
     In bfloat16 they are one product each time, in fp32, where weights lie apart, one of each layer.
     """
 
-    def __init__(
-        self, weights: list[list[Tensor]], masters: Sequence[Tensor | None], biases: Sequence[Tensor | None]
-    ) -> None:
-        self.weights, self.dtype = weights, weights[0][0].dtype
-        self.sizes = [[len(masters[i]) for i in some] for some in _NUMBERS]  # type: ignore[arg-type]
-        self.biased = [bias is not None for bias in biases]
-        self._biases = biases
+    def __init__(self, weights: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        """What the inputs are multiplied with, one for each layer or for each input; each layer's outputs."""
+        self.dtype = weights[0].dtype
+        self.sizes = [[sizes[i] for i in some] for some in _NUMBERS]
+        joint = len(weights) < len(sizes)
+        self.weights = [[weight] for weight in weights] if joint else [[weights[i] for i in some] for some in _NUMBERS]
 
-    def multiply(self, number: int, x: Tensor) -> list[Tensor]:
+    def multiply(self, number: int, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
         """(n,k) -> what its layers make of it: (n,m) of each, or (n,Σm) of all."""
-        biases = [self._biases[i] for i in _NUMBERS[number]]
-        given = [None if bias is None else bias.to(self.dtype) for bias in biases]
-        if len(self.weights[number]) < len(given) and given[0] is not None:
-            given = [torch.cat(given)]  # type: ignore[arg-type]
-        return [F.linear(x, weight, bias) for weight, bias in zip(self.weights[number], given, strict=False)]
+        weights, own = self.weights[number], [biases[i] for i in _NUMBERS[number]]
+        given = [bias.to(self.dtype) for bias in own if bias is not None]
+        if not given:  # all of them have one or none
+            return [F.linear(x, weight) for weight in weights]
+        if len(given) > len(weights):
+            given = [torch.cat(given)]
+        return [F.linear(x, weight, bias) for weight, bias in zip(weights, given, strict=True)]
 
     def parts(self, number: int, made: list[Tensor]) -> list[Tensor]:
         """Each layer's own (n,m) of what ``multiply`` made; views."""
@@ -168,12 +178,14 @@ class _Linears:
         # where it sums in fp32 the last layer comes first, as it would with autograd
         return input_gradient(grads[::-1], self.weights[number][::-1], self.dtype)
 
-    def learned(self, number: int, grads: list[Tensor], x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    def learned(
+        self, number: int, grads: list[Tensor], x: Tensor, biased: Sequence[bool]
+    ) -> list[tuple[Tensor, Tensor | None]]:
         """The gradients of each of its layers' weights and biases."""
         made = [g.t() @ x for g in grads] if x.dtype == torch.float32 else products.weight_gradients(grads, x)
         sizes = self.sizes[number]
         weights = made if len(made) == len(sizes) else list(made[0].split(sizes))
-        if not self.biased[_NUMBERS[number][0]]:
+        if not biased[_NUMBERS[number][0]]:
             return [(weight, None) for weight in weights]
         sums = [g.sum(0, dtype=torch.float32) for g in self.parts(number, grads)]
         return list(zip(weights, sums, strict=True))
@@ -206,8 +218,13 @@ def _parts(layer: Any) -> tuple[list[Any], list[Any]]:
     return [getattr(layer, name) for name in NORMS], [getattr(getattr(layer, of), name) for of, name in LINEARS]
 
 
+def _kinds(layer: Any) -> tuple[type[nn.Module], ...]:
+    return tuple(type(getattr(layer, name)) for name in (*NORMS, "self_attn", "mlp"))
+
+
 def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
     """Whether a forward pass with these arguments, which trains, is what ``_DecoderLayer`` computes."""
+    recipe: Recipe = layer.recipe
     plan, angles = given.get("plan"), given.get("position_embeddings")
     if not isinstance(plan, Packed) or plan.sequences is None or not kernels.take(hidden) or hidden.dim() != 3:
         return False
@@ -215,12 +232,16 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
         return False
     if given.keys() - ARGUMENTS or given.get("past_key_values") is not None or given.get("use_cache"):
         return False
-    shape = (1, len(plan.ids), layer.recipe.width)
+    shape = (1, len(plan.ids), recipe.width)
     if not isinstance(angles, tuple) or any(x.shape != shape or x.requires_grad for x in angles):
         return False
     if any(x.dtype not in kernels.NAMES for x in angles):
         return False
+    if _kinds(layer) != recipe.kinds or getattr(layer.self_attn, "scaling", recipe.scaling) != recipe.scaling:
+        return False
     norms, linears = _parts(layer)
+    if tuple(norm_eps(norm) or 0.0 for norm in norms) != recipe.eps:
+        return False
     low = torch.is_autocast_enabled("cpu")
     if low and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and linears[0].trains(hidden)):
         return False
@@ -243,13 +264,11 @@ def _is_watched(module: Any) -> bool:
 
 def _computed(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], plan: Packed) -> Tensor:
     norms, linears = _parts(layer)
-    some = [[linears[i] for i in numbers] for numbers in _NUMBERS]
+    lows = None
     if torch.is_autocast_enabled("cpu"):
-        weights = [[low_of(part)] for part in some]
-    else:
-        weights = [[x.weight.detach() for x in part] for part in some]
+        lows = [low_of([linears[i] for i in some]) for some in _NUMBERS]
     out: Tensor = _DecoderLayer.apply(
-        hidden, *(rotary.wide(x) for x in angles), plan.sequences, layer.recipe, weights,
+        hidden, *(rotary.wide(x) for x in angles), plan.sequences, layer.recipe, lows,
         *(norm.weight for norm in norms), *(part.weight for part in linears), *(part.bias for part in linears),
     )  # fmt: skip
     return out
@@ -323,20 +342,24 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     asked = given["plan"] = _Asked(plan)
     try:
         expected = module(hidden, **given)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):  # of another calling convention
+        # angles are given: a layer that looks at positions besides, as one that scales far queries, answers otherwise
+        elsewhere = module(hidden, **{**given, "position_ids": given["position_ids"] + FAR})
+    except Exception as e:  # of another calling convention
+        if is_out_of_memory(e):
+            raise
         return None
-    if not isinstance(expected, Tensor) or expected.shape != hidden.shape or len(asked.found) != 1:
+    if not isinstance(expected, Tensor) or expected.shape != hidden.shape or not torch.equal(expected, elsewhere):
+        return None
+    if len(asked.found) != 2 or asked.found[0] != asked.found[1]:
         return None
     seen, scaling, window, softcap = asked.found[0]
     if seen != width or softcap is not None:
         return None
     eps = (norm_eps(first) or 0.0, norm_eps(second) or 0.0)
-    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window)
+    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window, _kinds(module))
     module.recipe = recipe
     try:
         ours = _computed(module, hidden, given["position_embeddings"], plan)
-    except (AssertionError, RuntimeError):
-        return None
     finally:
         del module.recipe
     added = (expected - hidden).abs().max()

@@ -197,18 +197,18 @@ def cast_once(models: Sequence[nn.Module]) -> Iterator[None]:
     backward pass.
     """
     layers = [x for model in models for x in model.modules() if type(x) is TrainedLinear]
-    made: dict[int, Tensor] = {}
+    made: dict[tuple[int, ...], Tensor] = {}
     try:
         for layer in layers:
             some = [layer] if layer.joined is None else layer.joined.layers or [layer]
-            first = some[0].weight.data_ptr()
+            places = tuple(x.weight.data_ptr() for x in some)
             if not all(x.weight.requires_grad and products.trains(x.weight) for x in some):
                 continue
-            if first not in made:
-                made[first] = _low(some)
+            if places not in made:
+                made[places] = _low(some)
             if some != [layer] and layer.joined is not None:
-                layer.joined.low = made[first]
-            layer.low = made[first].split([x.out_features for x in some])[some.index(layer)]
+                layer.joined.low = made[places]
+            layer.low = made[places].split([x.out_features for x in some])[some.index(layer)]
         yield
     finally:
         for layer in layers:

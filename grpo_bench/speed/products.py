@@ -111,7 +111,7 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
     own = dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device))
     trunks = [(trunk, False)]
     if own:  # its layers of one input by themselves, and as one
-        trunks += [(trunk, True), ([[torch.cat(layers)] for layers in trunk], True)]
+        trunks += [(trunk, True), ([[torch.cat(layers)] if len(layers) > 1 else layers for layers in trunk], True)]
     widths = {n for layers, _ in trunks for w in [*chain.from_iterable(layers), head] for n in w.shape}
     ways: list[Way] = []
     for lanes, (parts, tokens, headed) in sizes.items():
