@@ -4,7 +4,7 @@ Norm, attention, norm and gate, each added to what came in: the layer of Llama (
 and others. As modules it is some forty operations of autograd's, forward and backward, each with its Python, dispatch
 and context: with 70 tokens of a 3.2M Llama these took three quarters of a forward and backward pass (measured), and
 beside another lane's they wait for the interpreter. Here it is the same products and kernels in the same order, called
-one after the other, so results are the same bits; sums of residuals are written by the norms' passes.
+one after the other: in fp32 results are the same bits. In bfloat16 layers of one input are one product, rounded once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Recipe:
     width: int  # of a head
     scaling: float
     window: int | None
-    kinds: tuple[type[nn.Module], ...]  # of its norms, attention and gated layer
+    told: tuple[Any, ...]  # what ``_told`` gave when the layer was asked
 
 
 class _DecoderLayer(torch.autograd.Function):
@@ -218,8 +218,14 @@ def _parts(layer: Any) -> tuple[list[Any], list[Any]]:
     return [getattr(layer, name) for name in NORMS], [getattr(getattr(layer, of), name) for of, name in LINEARS]
 
 
-def _kinds(layer: Any) -> tuple[type[nn.Module], ...]:
-    return tuple(type(getattr(layer, name)) for name in (*NORMS, "self_attn", "mlp"))
+def _told(layer: Any) -> tuple[Any, ...]:
+    """What a layer's forward pass looks at beside its weights, and its parts' classes: where it is another than when
+    the layer was asked, so may be what it computes."""
+    attention = layer.self_attn
+    kinds = [type(getattr(layer, name)) for name in (*NORMS, "self_attn", "mlp")]
+    eps = [norm_eps(getattr(layer, name)) for name in NORMS]
+    windows = [getattr(x, "sliding_window", None) for x in (attention, getattr(attention, "config", None))]
+    return *kinds, *eps, getattr(attention, "scaling", None), *windows
 
 
 def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
@@ -235,25 +241,24 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
     shape = (1, len(plan.ids), recipe.width)
     if not isinstance(angles, tuple) or any(x.shape != shape or x.requires_grad for x in angles):
         return False
-    if any(x.dtype not in kernels.NAMES for x in angles):
-        return False
-    if _kinds(layer) != recipe.kinds or getattr(layer.self_attn, "scaling", recipe.scaling) != recipe.scaling:
+    if any(x.dtype not in kernels.NAMES for x in angles) or _told(layer) != recipe.told:
         return False
     norms, linears = _parts(layer)
-    if tuple(norm_eps(norm) or 0.0 for norm in norms) != recipe.eps:
-        return False
-    low = torch.is_autocast_enabled("cpu")
-    if low and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and linears[0].trains(hidden)):
-        return False
     for part in linears:
         if type(part) is not TrainedLinear or not part.weight.requires_grad or part.weight.dtype != torch.float32:
             return False
+    low = torch.is_autocast_enabled("cpu")
+    if low and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and linears[0].trains(hidden)):
+        return False
+    if not _biased_alike(linears) or not all(norm.weight.requires_grad for norm in norms):
+        return False
     own = [*norms, *linears, layer.self_attn, layer.mlp]
-    return (
-        all(norm.weight.requires_grad for norm in norms)
-        and not any(map(_is_watched, own))
-        and not (hooks._has_any_global_hook())
-    )
+    return not any(map(_is_watched, own)) and not hooks._has_any_global_hook()
+
+
+def _biased_alike(linears: list[Any]) -> bool:
+    """Whether of the layers of one input all have a bias or none."""
+    return all(len({linears[i].bias is None for i in some}) == 1 for some in _NUMBERS)
 
 
 def _is_watched(module: Any) -> bool:
@@ -333,7 +338,7 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     tokens, size = len(plan.ids), linears[0].in_features
     if not isinstance(width, int) or width % 2 or any(part.out_features % width for part in linears[:3]):
         return None
-    if any(len({linears[i].bias is None for i in some}) > 1 for some in _NUMBERS):
+    if linears[1].out_features != linears[2].out_features or not _biased_alike(linears):
         return None
     hidden = torch.randn(1, tokens, size, generator=torch.Generator().manual_seed(0))
     angles = torch.linspace(0.0, 4.0, tokens * width).view(1, tokens, width)
@@ -342,11 +347,13 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     asked = given["plan"] = _Asked(plan)
     try:
         expected = module(hidden, **given)
-        # angles are given: a layer that looks at positions besides, as one that scales far queries, answers otherwise
-        elsewhere = module(hidden, **{**given, "position_ids": given["position_ids"] + FAR})
     except Exception as e:  # of another calling convention
         if is_out_of_memory(e):
             raise
+        return None
+    try:  # angles are given: one that looks at positions besides, such as to scale far queries, answers otherwise
+        elsewhere = module(hidden, **{**given, "position_ids": given["position_ids"] + FAR})
+    except Exception:
         return None
     if not isinstance(expected, Tensor) or expected.shape != hidden.shape or not torch.equal(expected, elsewhere):
         return None
@@ -356,7 +363,7 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     if seen != width or softcap is not None:
         return None
     eps = (norm_eps(first) or 0.0, norm_eps(second) or 0.0)
-    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window, _kinds(module))
+    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window, _told(module))
     module.recipe = recipe
     try:
         ours = _computed(module, hidden, given["position_embeddings"], plan)
