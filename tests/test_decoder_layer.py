@@ -134,8 +134,8 @@ def test_in_bfloat16_it_is_as_near_to_the_exact_gradient_as_the_modules(kind, on
         torch.stack([(a.double() - b).norm() / b.norm().clamp(min=1e-9) for a, b in zip(some, exact, strict=True)])
         for some in (found, expected)
     ]
-    assert errors[0].max() < 0.03
-    assert errors[0].mean() <= 1.05 * errors[1].mean()
+    assert errors[0].max() < 0.06
+    assert errors[0].mean() <= 1.2 * errors[1].mean()  # 0.99 to 1.04 of it for three seeds of each
 
 
 @needs_training_tiles
