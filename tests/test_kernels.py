@@ -21,7 +21,7 @@ from grpo_bench.rollout import Noise, Sampling, packed_linear
 from grpo_bench.rollout.cache import SharedPrefixCache
 from grpo_bench.rollout.native import NativeEngine
 from grpo_bench.rollout.packed_linear import PackedLinear
-from grpo_bench.rollout.plans import DecodePlan, Shape, Where
+from grpo_bench.rollout.plans import DecodePlan, PrefillPlan, Shape, Where
 from grpo_bench.rollout.sampling import draw
 from grpo_bench.rollout.weights import SamplingCopy
 from grpo_bench.tiny import tiny_tokenizer
@@ -68,6 +68,31 @@ def test_attention_of_one_token_of_each_row(dtype, heads, kv, width, window, sof
     assert fast.shape == plain.shape
     assert fast.dtype == dtype
     torch.testing.assert_close(fast, plain, **near)
+
+
+def prefill(dtype: torch.dtype, lengths: list[int], window: int | None, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """What prompts of four heads on two see, and their keys in a cache whose first place is another's."""
+    torch.manual_seed(sum(lengths))
+    count = sum(lengths)
+    query = torch.randn(1, count, 4, 32).to(dtype).transpose(1, 2)
+    key, value = (torch.randn(1, count, 2, 32).to(dtype).transpose(1, 2) for _ in range(2))
+    cache = SharedPrefixCache(len(lengths) + 1, 16, 2, 4)
+    out = PrefillPlan(lengths, cache, 1, torch.device("cpu")).attend(0, query, key, value, 0.3, window, softcap)
+    keys = cache.layers[0].prompt_keys
+    return out, torch.cat([keys[1 + i, :, :n] for i, n in enumerate(lengths)], dim=1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (None, 2.0)])
+@pytest.mark.parametrize("lengths", [[6, 11, 1, 9], [7, 7], [5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_prompts(dtype, lengths, window, softcap):
+    (fast, kept), (plain, same) = both(lambda: prefill(dtype, lengths, window, softcap))
+    near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    assert fast.shape == plain.shape == (1, sum(lengths), 4, 32)
+    assert fast.dtype == dtype
+    torch.testing.assert_close(fast, plain, **near)
+    assert torch.equal(kept, same)
 
 
 @needs_compiler
@@ -419,6 +444,9 @@ def test_values_narrower_than_keys_go_through_torch():
     plan = DecodePlan(cache, Shape(2, 1, 2, 3, 1, True), where)
     query, key, value = torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 12), torch.randn(1, 2, 2, 8)
     assert plan.attend(0, query, key, value, 0.3).shape == (1, 2, 2, 8)
+    prompt = PrefillPlan([3], cache, 0, torch.device("cpu"))
+    query, key, value = torch.randn(1, 2, 3, 12), torch.randn(1, 2, 3, 12), torch.randn(1, 2, 3, 8)
+    assert prompt.attend(0, query, key, value, 0.3).shape == (1, 3, 2, 8)
 
 
 @needs_compiler

@@ -6,9 +6,7 @@
 
 enum { TALL = 8, SCORES = 65536 }; /* rows of a product's tile; floats of a block's scores, where columns are few enough */
 
-static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 static inline int64_t down(int64_t x, int64_t step) { return x / step * step; }
-static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 
 /* The columns that TALL queries look at, from a whole vector's start on. */
 typedef struct {

@@ -17,8 +17,6 @@ enum { CACHED = 1 << 18 }; /* elements of x by which each block is multiplied in
 /* Linux gives a process the tiles on request; 0 where it does not. */
 int can_multiply_bfloat16(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-static int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-
 /* Elements of a packed (columns, depth) matrix. */
 int64_t packed_size_bfloat16(int64_t columns, int64_t depth) { return up(columns, WIDE) * up(depth, DEEP); }
 
@@ -77,30 +75,6 @@ static inline __m512i row_bfloat16(const uint16_t *w, int64_t count) {
 PACK(float, pack_float32_bfloat16, row_float32)
 PACK(uint16_t, pack_bfloat16_bfloat16, row_bfloat16)
 
-/* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
- * what lies behind them is the next block. */
-static inline __attribute__((always_inline)) void add_up(const uint16_t *a, int64_t stride, const uint16_t *w,
-                                                         int64_t deep, int fetch) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t k = 0; k < deep; k++, a += DEEP, w += PAIR) {
-    if (fetch) fetch_quarter(w + AHEAD * PAIR, 0);
-    _tile_loadd(4, a, stride * 2);
-    if (fetch) fetch_quarter(w + AHEAD * PAIR, 1);
-    _tile_loadd(6, w, 64);
-    _tile_loadd(7, w + TILE * DEEP, 64);
-    _tile_loadd(5, a + TILE * stride, stride * 2);
-    if (fetch) fetch_quarter(w + AHEAD * PAIR, 2);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (fetch) fetch_quarter(w + AHEAD * PAIR, 3);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
 static inline __m512 widened(__m256i low) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
 }
@@ -112,22 +86,27 @@ struct target {
   int64_t columns;
 };
 
-/* ``tall`` rows of sums, from ``row`` on, to the 32 columns of ``block`` */
-static inline __attribute__((always_inline)) void put(struct target to, float sums[2][32][TILE], int64_t row,
-                                                      int64_t tall, int64_t block) {
+/* The sums of 32 rows by a block, which wait to be put where they go: the left and the right half of its columns. */
+struct made {
+  struct target to;
+  float (*sums)[32][TILE];
+  int64_t row, tall, block;
+  int gated;
+};
+
+/* One of its rows, to the 32 columns of its block */
+static inline __attribute__((always_inline)) void put(const struct made *m, int64_t r) {
   for (int half = 0; half < 2; half++) {
-    const int64_t first = block * WIDE + half * TILE, count = to.columns - first;
+    const int64_t first = m->block * WIDE + half * TILE, count = m->to.columns - first;
     const __mmask16 there = count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
     const __m256i none = _mm256_setzero_si256();
-    const __m512 more = widened(to.bias ? _mm256_maskz_loadu_epi16(there, to.bias + first) : none);
-    for (int64_t r = 0; r < tall; r++) {
-      const int64_t at = (row + r) * to.columns + first;
-      const __m256i made = rounded_16(_mm512_add_ps(_mm512_load_ps(sums[half][r]), more));
-      _mm256_mask_storeu_epi16(to.out + at, there, made);
-      if (to.sum) {
-        const __m512 both = _mm512_add_ps(widened(_mm256_maskz_loadu_epi16(there, to.plus + at)), widened(made));
-        _mm256_mask_storeu_epi16(to.sum + at, there, rounded_16(both));
-      }
+    const __m512 more = widened(m->to.bias ? _mm256_maskz_loadu_epi16(there, m->to.bias + first) : none);
+    const int64_t at = (m->row + r) * m->to.columns + first;
+    const __m256i made = rounded_16(_mm512_add_ps(_mm512_load_ps(m->sums[half][r]), more));
+    _mm256_mask_storeu_epi16(m->to.out + at, there, made);
+    if (m->to.sum) {
+      const __m512 both = _mm512_add_ps(widened(_mm256_maskz_loadu_epi16(there, m->to.plus + at)), widened(made));
+      _mm256_mask_storeu_epi16(m->to.sum + at, there, rounded_16(both));
     }
   }
 }
@@ -140,23 +119,54 @@ static inline __attribute__((always_inline)) __m512 rounded_and_back(const float
 
 /* The same where a block's first 16 columns are gates and its last 16 what they let through: 16 columns of the result.
  * Rounded where the product and the gate by themselves round (elementwise.h, bfloat16.h). */
-static inline __attribute__((always_inline)) void put_gated(struct target to, float sums[2][32][TILE], int64_t row,
-                                                            int64_t tall, int64_t block) {
-  const int64_t first = block * TILE, count = to.columns - first < TILE ? to.columns - first : TILE;
-  for (int64_t r = 0; r < tall; r++) {
-    const __mmask16 there = (__mmask16)((1u << count) - 1);
-    uint16_t *out = to.out + (row + r) * to.columns + first;
+static inline __attribute__((always_inline)) void put_gated(const struct made *m, int64_t r) {
+  const int64_t first = m->block * TILE, count = m->to.columns - first < TILE ? m->to.columns - first : TILE;
+  const __mmask16 there = (__mmask16)((1u << count) - 1);
+  uint16_t *out = m->to.out + (m->row + r) * m->to.columns + first;
 #ifdef __AVX512BF16__
-    narrowed_16(gated_16(rounded_and_back(sums[0][r]), rounded_and_back(sums[1][r])), out, there);
+  narrowed_16(gated_16(rounded_and_back(m->sums[0][r]), rounded_and_back(m->sums[1][r])), out, there);
 #else
-    float made[TILE] __attribute__((aligned(64)));
+  float made[TILE] __attribute__((aligned(64)));
 #pragma omp simd
-    for (int i = 0; i < TILE; i++) {
-      const float g = from_bfloat16(to_bfloat16(sums[0][r][i])), u = from_bfloat16(to_bfloat16(sums[1][r][i]));
-      made[i] = g * sigmoid(g) * u;
-    }
-    _mm256_mask_storeu_epi16(out, there, rounded_16(_mm512_load_ps(made)));
+  for (int i = 0; i < TILE; i++) {
+    const float g = from_bfloat16(to_bfloat16(m->sums[0][r][i])), u = from_bfloat16(to_bfloat16(m->sums[1][r][i]));
+    made[i] = g * sigmoid(g) * u;
+  }
+  _mm256_mask_storeu_epi16(out, there, rounded_16(_mm512_load_ps(made)));
 #endif
+}
+
+static inline __attribute__((always_inline)) void put_rows(const struct made *m, int64_t from, int64_t end) {
+  for (int64_t r = from; r < end && m->gated; r++) put_gated(m, r);
+  for (int64_t r = from; r < end && !m->gated; r++) put(m, r);
+}
+
+/* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
+ * what lies behind them is the next block. Meanwhile what was ``made`` before is put where it goes: by itself that would
+ * leave memory idle for a seventh of the time. Weights pass the first cache by, which keeps x. */
+static inline __attribute__((always_inline)) void add_up(const uint16_t *a, int64_t stride, const uint16_t *w,
+                                                         int64_t deep, int fetch, const struct made *made) {
+  const int64_t tall = made->tall, some = (tall + deep - 1) / deep;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0, done = 0; k < deep; k++, a += DEEP, w += PAIR) {
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 0, 2);
+    _tile_loadd(4, a, stride * 2);
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 1, 2);
+    _tile_stream_loadd(6, w, 64);
+    _tile_stream_loadd(7, w + TILE * DEEP, 64);
+    _tile_loadd(5, a + TILE * stride, stride * 2);
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 2, 2);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    const int64_t end = smaller(done + some, tall);
+    put_rows(made, done, end);
+    done = end;
+    if (fetch) fetch_quarter(w + AHEAD * PAIR, 3, 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
 }
 
@@ -184,7 +194,8 @@ void multiply_bfloat16(const uint16_t *x, const uint16_t *packed, const uint16_t
     MEMORY(x);
     MEMORY(padded);
     tiles_on(&before);
-    float sums[2][32][TILE] __attribute__((aligned(64))); /* the left and the right half of a block's columns */
+    float sums[2][2][32][TILE] __attribute__((aligned(64))); /* in turns: what is made and what was made before */
+    struct made made = {.gated = gated};
     for (int64_t start = 0; start < high; start += chunk) {
       const int64_t end = high - start < chunk ? high : start + chunk;
 #pragma omp for schedule(static) nowait
@@ -192,19 +203,19 @@ void multiply_bfloat16(const uint16_t *x, const uint16_t *packed, const uint16_t
         const uint16_t *w = packed + block * deep * PAIR;
         for (int64_t row = start; row < end; row += 32) {
           const uint16_t *in = row < there ? x + row * stride : padded + (row - there) * stride;
-          if (row > start) add_up(in, stride, w, deep, 0);
-          else add_up(in, stride, w, deep, 1);
-          _tile_stored(0, sums[0], 64);
-          _tile_stored(1, sums[1], 64);
-          _tile_stored(2, sums[0][TILE], 64);
-          _tile_stored(3, sums[1][TILE], 64);
+          if (row > start) add_up(in, stride, w, deep, 0, &made);
+          else add_up(in, stride, w, deep, 1, &made);
+          float(*own)[32][TILE] = made.sums == sums[0] ? sums[1] : sums[0];
+          _tile_stored(0, own[0], 64);
+          _tile_stored(1, own[1], 64);
+          _tile_stored(2, own[0][TILE], 64);
+          _tile_stored(3, own[1][TILE], 64);
           MEMORY(sums);
-          const int64_t tall = rows - row < 32 ? rows - row : 32;
-          if (gated) put_gated(to, sums, row, tall, block);
-          else put(to, sums, row, tall, block);
+          made = (struct made){to, own, row, smaller(rows - row, 32), block, gated};
         }
       }
     }
+    put_rows(&made, 0, made.tall);
     tiles_off(&before);
   }
 }

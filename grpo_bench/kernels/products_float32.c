@@ -12,9 +12,6 @@ enum { PARTS = 4 };        /* blocks by rows that a thread has at least, where t
 
 int can_multiply_float32(void) { return 1; }
 
-static int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-static int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
-
 /* Elements of a packed (columns, depth) matrix. */
 int64_t packed_size_float32(int64_t columns, int64_t depth) { return up(columns, WIDE) * depth; }
 

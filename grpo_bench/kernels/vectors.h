@@ -9,6 +9,9 @@
 #include <immintrin.h>
 #endif
 
+static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
+
 static inline float bits(uint32_t u) {
   float f;
   memcpy(&f, &u, 4);

@@ -17,7 +17,6 @@ enum { GROUP = 8, DEEP = 64 }; /* blocks of the result's rows and panels of toke
                                 * factor stays in a core's second cache, and the right factor comes ahead of its use */
 
 static inline int64_t blocks(int64_t x) { return (x + SIDE - 1) / SIDE; }
-static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 
 /* 32 elements of a token, zeros for tokens and elements that are not there */
 static inline __m512i row_of(const uint16_t *x, int64_t stride, int64_t rows, __mmask32 there, int64_t i) {
@@ -74,16 +73,16 @@ static inline __attribute__((always_inline)) void block(const uint16_t *a, const
   const char *end = next + lines * 64;
   const int64_t some = (lines + deep - 1) / deep;
   for (int64_t k = 0; k < deep; k++, a += PANEL, b += PANEL) {
-    fetch_quarter(a + 2 * PANEL, 0);
+    fetch_quarter(a + 2 * PANEL, 0, 1);
     _tile_loadd(4, a, 64);
-    fetch_quarter(a + 2 * PANEL, 1);
+    fetch_quarter(a + 2 * PANEL, 1, 1);
     _tile_loadd(6, b, 64);
     _tile_loadd(7, b + PANEL / 2, 64);
-    fetch_quarter(a + 2 * PANEL, 2);
+    fetch_quarter(a + 2 * PANEL, 2, 1);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(5, a + PANEL / 2, 64);
     _tile_dpbf16ps(1, 4, 7);
-    fetch_quarter(a + 2 * PANEL, 3);
+    fetch_quarter(a + 2 * PANEL, 3, 1);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
     for (int64_t i = 0; i < some && next < end; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);

@@ -10,14 +10,16 @@ from torch.nn import functional as F
 
 from grpo_bench import kernels
 from grpo_bench.kernels import sampling as compiled
+from grpo_bench.kernels.attention import Sequences
+from grpo_bench.policy import packed_attention
 from grpo_bench.rollout.cache import SharedPrefixCache
 
 
 class PrefillPlan:
     """Prompts one behind the other, each seeing itself only; their keys and values go to the cache.
 
-    Attention is computed on prompts padded on the right, where a causal mask hides the padding; all else of the
-    forward, which is most of it, computes no padding.
+    Attention is computed by the compiled kernels, or on prompts padded on the right, where a causal mask hides the
+    padding; all else of the forward, which is most of it, computes no padding.
     """
 
     def __init__(self, lengths: list[int], cache: SharedPrefixCache, first: int, device: torch.device) -> None:
@@ -27,6 +29,8 @@ class PrefillPlan:
         sizes = torch.tensor(lengths)
         self.positions = torch.cat([torch.arange(n) for n in lengths]).to(device)  # (N,)
         self.last = (sizes.cumsum(0) - 1).to(device)  # (P,) where each prompt's last token stands in the packed row
+        none = sizes[:0]
+        self.sequences = Sequences.of(sizes, none, none) if device.type == "cpu" else None
         self._places = None if sum(lengths) == len(starts) * self.width else starts.repeat_interleave(sizes).to(device)
         if self._places is not None:
             self._places += self.positions
@@ -44,8 +48,12 @@ class PrefillPlan:
         window: int | None = None, softcap: float | None = None,
     ) -> Tensor:  # fmt: skip
         """See ``policy.attention.Plan``."""
-        q, k, v = self._grid(query), self._grid(key), self._grid(value)
+        k, v = self._grid(key), self._grid(value)
         self.cache.put_prompts(layer, self.first, k, v)
+        alike = softcap is None and key.shape == value.shape and query.shape[1] % key.shape[1] == 0
+        if self.sequences is not None and alike and kernels.take(query, key, value):
+            return packed_attention.attend(query, key, value, self.sequences, scaling, window)
+        q = self._grid(query)
         if q.shape[1] != k.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         hides = window is not None and window < self.width
