@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from grpo_bench import update
-from grpo_bench.kernels import layers, products
+from grpo_bench.kernels import decoder_layer as kernel
+from grpo_bench.kernels import layers
 from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models
 
 pytestmark = needs_compiler
@@ -352,19 +353,19 @@ def test_less_is_kept_than_by_modules(dtype, monkeypatch):
     assert less < 0.9 * kept()
 
 
-@needs_training_tiles
-def test_gradients_become_the_weights_own_without_a_copy(monkeypatch):
+@pytest.mark.parametrize("dtype", TYPES)
+def test_gradients_become_the_weights_own_without_a_copy(dtype, monkeypatch):
     """Nobody else holds them: a copy of each would cost memory and a pass."""
-    policy, rows = Policy(model("llama"), torch.bfloat16), rows_of()
+    policy, rows = Policy(model("llama"), dtype), rows_of()
     made: list[int] = []
-    own = products.weight_gradients
+    own = kernel.backward
 
-    def watched(*args: Any) -> list[Tensor]:
+    def watched(*args: Any) -> Any:
         found = own(*args)
-        made.extend(x.untyped_storage().data_ptr() for x in found)
+        made.extend(x.untyped_storage().data_ptr() for x in found[2])
         return found
 
-    monkeypatch.setattr(products, "weight_gradients", watched)
+    monkeypatch.setattr(kernel, "backward", watched)
     trained(policy, rows)
     attention = policy.model.model.layers[1].self_attn
     for part in (attention.q_proj, attention.v_proj, attention.o_proj, policy.model.model.layers[0].mlp.up_proj):

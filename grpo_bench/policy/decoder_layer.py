@@ -4,28 +4,26 @@ Norm, attention, norm and gate, each added to what came in: the layer of Llama (
 and others. As modules it is some forty operations of autograd's, forward and backward, each with its Python, dispatch
 and context: with 70 tokens of a 3.2M Llama these took three quarters of a forward and backward pass (measured), and
 beside another lane's they wait for the interpreter. Here it is the same products and kernels in the same order, called
-one after the other: in fp32 results are the same bits. In bfloat16 layers of one input are one product, rounded once.
+one after the other by compiled code (``kernels.decoder_layer``): in fp32 results are the same bits. In bfloat16 layers
+of one input are one product, rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 
 from grpo_bench import kernels
-from grpo_bench.kernels import attention, gpu, layers, products
+from grpo_bench.kernels import decoder_layer, gpu
 from grpo_bench.kernels.attention import Sequences
+from grpo_bench.kernels.decoder_layer import OF_INPUT, Layer, Recipe
 from grpo_bench.policy import rotary
 from grpo_bench.policy.attention import Plan, planned
-from grpo_bench.policy.linear import TrainedLinear, input_gradient, low_of
+from grpo_bench.policy.linear import TrainedLinear, low_of
 from grpo_bench.policy.memory import is_out_of_memory
 from grpo_bench.policy.norms import norm_eps
 from grpo_bench.policy.packed import Packed, pack
@@ -33,30 +31,14 @@ from grpo_bench.policy.packed import Packed, pack
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INPUTS = (  # layers of one input, in the order in which they compute
-    (("self_attn", "q_proj"), ("self_attn", "k_proj"), ("self_attn", "v_proj")),
-    (("self_attn", "o_proj"),),
-    (("mlp", "gate_proj"), ("mlp", "up_proj")),
-    (("mlp", "down_proj"),),
-)
-LINEARS = tuple(chain.from_iterable(INPUTS))
-_NUMBERS = [[LINEARS.index(path) for path in some] for some in INPUTS]
+LINEARS = (  # in the order in which they compute
+    ("self_attn", "q_proj"), ("self_attn", "k_proj"), ("self_attn", "v_proj"), ("self_attn", "o_proj"),
+    ("mlp", "gate_proj"), ("mlp", "up_proj"), ("mlp", "down_proj"),
+)  # fmt: skip
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "position_embeddings", "plan"}
 NEAR = 1e-4  # of what a layer adds, in fp32
 FAR = 2**24  # positions: further than any model's
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a layer computes with beside its weights."""
-
-    eps: tuple[float, float]  # of its norms
-    shifts: tuple[float, float]  # added to their weights
-    width: int  # of a head
-    scaling: float
-    window: int | None
-    told: tuple[Any, ...]  # what ``_told`` gave when the layer was asked
 
 
 class _DecoderLayer(torch.autograd.Function):
@@ -73,31 +55,24 @@ class _DecoderLayer(torch.autograd.Function):
     ) -> Tensor:
         """(1,N,h) fp32, fp32 (N,d) twice -> (1,N,h) fp32.
 
-        ``lows``: for products in bfloat16, of each of ``INPUTS`` the weights in it, as one. ``parameters``: the two
-        norms' weights, then the weights of all linear layers and their biases or Nones.
+        ``lows``: for products in bfloat16, of the layers of each input their weights in it, as one. ``parameters``: the
+        two norms' weights, then the weights of all linear layers and their biases or Nones.
         """
         first, second, *linears = parameters
         masters, biases = linears[: len(LINEARS)], linears[len(LINEARS) :]
         assert first is not None
         assert second is not None
-        weights = [weight for weight in masters if weight is not None] if lows is None else lows
-        sizes = [len(weight) for weight in masters if weight is not None]
-        own, x = _Linears(weights, sizes), hidden[0]
-        with torch.autocast("cpu", enabled=False):
-            inner = layers.normed(x, first, recipe.eps[0], recipe.shifts[0], own.dtype)
-            kept = own.multiply(0, inner, biases)
-            query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
-            layers.rotate(query, key, cosines, sines, out=(query, key))
-            seen, lse = attention.attend(query, key, value, sequences, recipe.scaling, recipe.window, sums=True)
-            (of_attention,) = own.multiply(1, seen.flatten(1), biases)
-            x2, inner = layers.sum_normed(x, of_attention, second, recipe.eps[1], recipe.shifts[1])
-            wide = own.multiply(2, inner, biases)
-            (of_gate,) = own.multiply(3, layers.gate(*own.parts(2, wide)), biases)
-            out = layers.summed(x2, of_gate)
-        # what norms make of x and of that sum is made again: a fifth of what would be kept
-        ctx.save_for_backward(x, first, second, cosines, sines, seen, lse, of_attention, *kept, *wide, *weights)
-        ctx.sequences, ctx.recipe, ctx.used = sequences, recipe, False
-        ctx.sizes, ctx.count, ctx.biased = sizes, len(weights), [bias is not None for bias in biases]
+        all_masters = [weight for weight in masters if weight is not None]
+        weights, sizes = all_masters if lows is None else lows, [len(weight) for weight in all_masters]
+        x = hidden[0].contiguous()
+        own = Layer.of(x, (cosines, sines), sequences, recipe, (first, second), weights, sizes)
+        given: list[Tensor | None] = list(biases)
+        if lows is not None:
+            given = [_joint([biases[i] for i in some], lows[0].dtype) for some in OF_INPUT]
+        out, kept, lse = decoder_layer.forward(own, given)
+        ctx.save_for_backward(x, first, second, cosines, sines, kept, lse, *weights)
+        ctx.sequences, ctx.recipe, ctx.sizes, ctx.used = sequences, recipe, sizes, False
+        ctx.biased = [bias is not None for bias in biases]
         return out[None]
 
     @staticmethod
@@ -107,93 +82,16 @@ class _DecoderLayer(torch.autograd.Function):
         if ctx.used:
             raise RuntimeError("a decoder layer's backward pass was made before: it writes over what it needs")
         ctx.used = True
-        x, first, second, cosines, sines, seen, lse, of_attention, *rest = ctx.saved_tensors
-        own = _Linears(rest[-ctx.count :], ctx.sizes)
-        recipe: Recipe = ctx.recipe
-        eps, shifts, biased = recipe.eps, recipe.shifts, ctx.biased
-        count = len(own.weights[0])  # of what the first of them made; the gates' is behind it
-        kept, wide = rest[:count], rest[count : -ctx.count]
-        with torch.autocast("cpu", enabled=False):
-            total = grads[0][0].contiguous()
-            grad = total.to(own.dtype)
-            product = own.of_input(3, [grad])  # the gate's gradient, which it overwrites
-            gate, up = own.parts(2, wide)
-            layers.gate_gradient(gate, up, product, product, out=(gate, up))
-            of_down = own.learned(3, [grad], product, biased)
-            del grad, product
-            of_inner = own.of_input(2, wide)
-            low = None if own.dtype == x.dtype else torch.empty_like(of_inner)
-            total, of_second = layers.residual_gradient(
-                x, of_attention, second, of_inner, total, eps[1], shifts[1], low=low
-            )
-            of_gates = own.learned(2, wide, of_inner, biased)  # which has become what the norm made
-            del of_inner
-            grad = total if low is None else low
-            of_seen = own.of_input(1, [grad]).view(seen.shape)
-            of_output = own.learned(1, [grad], seen.flatten(1), biased)
-            del grad, low
-            query, key, value = (_by_head(part, recipe.width) for part in own.parts(0, kept))
-            of_query, of_key, of_value = attention.attend_gradient(
-                query, key, value, seen, lse, of_seen, ctx.sequences, recipe.scaling, recipe.window
-            )
-            layers.rotate(of_query, of_key, cosines, sines, back=True, out=(query, key))
-            value.copy_(of_value)
-            del of_seen, of_query, of_key, of_value
-            of_inner = own.of_input(0, kept)
-            of_x, of_first = layers.residual_gradient(x, None, first, of_inner, total, eps[0], shifts[0], own=True)
-            weights, biases = zip(*own.learned(0, kept, of_inner, biased), *of_output, *of_gates, *of_down, strict=True)
-        return of_x[None], None, None, None, None, None, of_first, of_second, *weights, *biases
+        x, first, second, cosines, sines, kept, lse, *weights = ctx.saved_tensors
+        own = Layer.of(x, (cosines, sines), ctx.sequences, ctx.recipe, (first, second), weights, ctx.sizes)
+        of_x, of_norms, of_weights, of_biases = decoder_layer.backward(own, kept, lse, grads[0][0], ctx.biased)
+        return of_x[None], None, None, None, None, None, *of_norms, *of_weights, *of_biases
 
 
-class _Linears:
-    """The products of a layer's linear layers, forward and backward: those of one input by their number in ``INPUTS``.
-
-    In bfloat16 they are one product each time, in fp32, where weights lie apart, one of each layer.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], sizes: Sequence[int]) -> None:
-        """What the inputs are multiplied with, one for each layer or for each input; each layer's outputs."""
-        self.dtype = weights[0].dtype
-        self.sizes = [[sizes[i] for i in some] for some in _NUMBERS]
-        joint = len(weights) < len(sizes)
-        self.weights = [[weight] for weight in weights] if joint else [[weights[i] for i in some] for some in _NUMBERS]
-
-    def multiply(self, number: int, x: Tensor, biases: Sequence[Tensor | None]) -> list[Tensor]:
-        """(n,k) -> what its layers make of it: (n,m) of each, or (n,Σm) of all."""
-        weights, own = self.weights[number], [biases[i] for i in _NUMBERS[number]]
-        given = [bias.to(self.dtype) for bias in own if bias is not None]
-        if not given:  # all of them have one or none
-            return [F.linear(x, weight) for weight in weights]
-        if len(given) > len(weights):
-            given = [torch.cat(given)]
-        return [F.linear(x, weight, bias) for weight, bias in zip(weights, given, strict=True)]
-
-    def parts(self, number: int, made: list[Tensor]) -> list[Tensor]:
-        """Each layer's own (n,m) of what ``multiply`` made; views."""
-        sizes = self.sizes[number]
-        return made if len(made) == len(sizes) else list(made[0].split(sizes, dim=1))
-
-    def of_input(self, number: int, grads: list[Tensor]) -> Tensor:
-        """The input's gradient by those of what ``multiply`` made."""
-        # where it sums in fp32 the last layer comes first, as it would with autograd
-        return input_gradient(grads[::-1], self.weights[number][::-1], self.dtype)
-
-    def learned(
-        self, number: int, grads: list[Tensor], x: Tensor, biased: Sequence[bool]
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """The gradients of each of its layers' weights and biases."""
-        made = [g.t() @ x for g in grads] if x.dtype == torch.float32 else products.weight_gradients(grads, x)
-        sizes = self.sizes[number]
-        weights = made if len(made) == len(sizes) else list(made[0].split(sizes))
-        if not biased[_NUMBERS[number][0]]:
-            return [(weight, None) for weight in weights]
-        sums = [g.sum(0, dtype=torch.float32) for g in self.parts(number, grads)]
-        return list(zip(weights, sums, strict=True))
-
-
-def _by_head(x: Tensor, width: int) -> Tensor:
-    """(N,H·d) -> (H,N,d)."""
-    return x.unflatten(1, (-1, width)).transpose(0, 1)
+def _joint(biases: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    """Of layers of one input, which all have one or none."""
+    given = [bias.to(dtype) for bias in biases if bias is not None]
+    return torch.cat(given) if given else None
 
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -205,7 +103,7 @@ def _as_one(own: type[nn.Module]) -> type[nn.Module]:
 
         def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not args and torch.is_grad_enabled() and _takes(self, hidden_states, kwargs):
-                return _computed(self, hidden_states, kwargs["position_embeddings"], kwargs["plan"])
+                return _computed(self, self.recipe, hidden_states, kwargs["position_embeddings"], kwargs["plan"])
             return own.forward(self, hidden_states, *args, **kwargs)
 
         made = {"forward": forward, "__module__": own.__module__, "as_one": True}
@@ -246,7 +144,7 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
     shape = (1, len(plan.ids), recipe.width)
     if not isinstance(angles, tuple) or any(x.shape != shape or x.requires_grad for x in angles):
         return False
-    if any(x.dtype not in kernels.NAMES for x in angles) or _told(layer) != recipe.told:
+    if any(x.dtype not in kernels.NAMES for x in angles) or _told(layer) != layer.told:
         return False
     norms, linears = _parts(layer)
     for part in linears:
@@ -263,7 +161,7 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
 
 def _biased_alike(linears: list[Any]) -> bool:
     """Whether of the layers of one input all have a bias or none."""
-    return all(len({linears[i].bias is None for i in some}) == 1 for some in _NUMBERS)
+    return all(len({linears[i].bias is None for i in some}) == 1 for some in OF_INPUT)
 
 
 def _is_watched(module: Any) -> bool:
@@ -272,13 +170,13 @@ def _is_watched(module: Any) -> bool:
     return any(seen) or "forward" in module.__dict__
 
 
-def _computed(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], plan: Packed) -> Tensor:
+def _computed(layer: Any, recipe: Recipe, hidden: Tensor, angles: tuple[Tensor, Tensor], plan: Packed) -> Tensor:
     norms, linears = _parts(layer)
     lows = None
     if torch.is_autocast_enabled("cpu"):
-        lows = [low_of([linears[i] for i in some]) for some in _NUMBERS]
+        lows = [low_of([linears[i] for i in some]) for some in OF_INPUT]
     out: Tensor = _DecoderLayer.apply(
-        hidden, *(rotary.wide(x) for x in angles), plan.sequences, layer.recipe, lows,
+        hidden, *(rotary.wide(x) for x in angles), plan.sequences, recipe, lows,
         *(norm.weight for norm in norms), *(part.weight for part in linears), *(part.bias for part in linears),
     )  # fmt: skip
     return out
@@ -307,7 +205,7 @@ def install(model: PreTrainedModel) -> int:
     Each is asked, with random states: one that answers otherwise, such as one that scales what it adds, stays as it is.
     """
     found = 0
-    if not _on_cpu(torch.empty(0, device=model.device)):
+    if not _on_cpu(torch.empty(0, device=model.device)) or not decoder_layer.available():
         return found
     words = torch.arange(12)
     plan = pack([words[:4]], torch.zeros(2, dtype=torch.long), words[4:].view(2, 4), torch.tensor([4, 4]))
@@ -317,7 +215,7 @@ def install(model: PreTrainedModel) -> int:
         recipe = _recipe(module, plan)
         if recipe is not None:
             module.__class__ = _as_one(type(module))
-            module.recipe = recipe  # type: ignore[assignment]
+            module.recipe, module.told = recipe, _told(module)  # type: ignore[assignment]
             found += 1
     return found
 
@@ -368,13 +266,10 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     if seen != width or softcap is not None:
         return None
     eps = (norm_eps(first) or 0.0, norm_eps(second) or 0.0)
-    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window, _told(module))
-    module.recipe = recipe
+    recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window)
     try:
-        ours = _computed(module, hidden, given["position_embeddings"], plan)
+        ours = _computed(module, recipe, hidden, given["position_embeddings"], plan)
     except (AssertionError, TypeError, ValueError, IndexError):  # of sizes that the kernels do not take
         return None
-    finally:
-        del module.recipe
     added = (expected - hidden).abs().max()
     return recipe if added > 0 and bool((ours - expected).abs().max() <= NEAR * added) else None
