@@ -28,6 +28,7 @@ UNITS = (
 HEADERS = (
     "calls.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h",
     "blocks.h", "packed_attention.h", "tiled_attention.h", "avx512.h", "bfloat16.h", "decoder_layer.h",
+    "norms_avx512.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack

@@ -3,6 +3,9 @@
  * Products are torch's own, by its C interface (torch/csrc/inductor/aoti_torch/c/shim.h), but for the gradients of weights
  * in bfloat16. */
 #include "vectors.h"
+#ifdef __AVX512BF16__
+#include "avx512.h"
+#endif
 
 typedef void *tensor;
 
@@ -135,8 +138,18 @@ static int attention_threads(const struct layer *l, int64_t room) {
 #define NORM(x) x##_float32_bfloat16
 
 static void rounded(const float *x, uint16_t *out, int64_t count, int threads) {
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t i = 0; i < count; i++) out[i] = to_bfloat16(x[i]);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t start = 0; start < count; start += 4096) {
+    const int64_t end = smaller(start + 4096, count);
+#ifdef __AVX512BF16__
+    for (int64_t i = start; i < end; i += 16) {
+      const __mmask16 there = first_16(end - i);
+      narrowed_16(_mm512_maskz_loadu_ps(there, x + i), out + i, there);
+    }
+#else
+    for (int64_t i = start; i < end; i++) out[i] = to_bfloat16(x[i]);
+#endif
+  }
 }
 
 #include "decoder_layer.h"

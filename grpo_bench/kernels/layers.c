@@ -45,7 +45,12 @@ enum { CHUNK = 4096 }; /* elements that a thread takes at once where each is on 
 #define LOADY from_bfloat16
 #define STOREY to_bfloat16
 #define NAME(x) x##_float32_bfloat16
+#ifdef FASTER
+#include "norms_avx512.h"
+#define FASTER_NORMS
+#endif
 #include "norms.h"
+#undef FASTER_NORMS
 #undef X
 #undef LOADX
 #undef STOREX

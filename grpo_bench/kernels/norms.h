@@ -11,6 +11,7 @@ void NAME(summed)(const X *x, const Y *plus, X *out, int64_t count, int threads)
   }
 }
 
+#ifndef FASTER_NORMS /* norms_avx512.h */
 /* out = x / sqrt(mean(x^2) + eps) * (shift + weight), row by row. With ``plus``, which is else NULL, of x + plus, which
  * comes to lie in ``both``. */
 void NAME(normed)(const X *x, const Y *plus, X *both, const float *weight, Y *out, int64_t rows, int64_t width,
@@ -94,3 +95,4 @@ void NAME(norm_gradient)(const X *x, const Y *more, const float *weight, const Y
     }
   }
 }
+#endif
