@@ -14,10 +14,11 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from grpo_bench import kernels
 from grpo_bench.files import disk_errors, write_atomic
 from grpo_bench.optimiser import Optimiser
 from grpo_bench.paths import cache_dir
-from grpo_bench.policy import Policy, layout, memory_errors
+from grpo_bench.policy import Policy, choose_device, layout, memory_errors
 from grpo_bench.policy.score import micro_batch_tokens, micro_batches
 from grpo_bench.resources import cores
 from grpo_bench.rollout.finish import end_tokens
@@ -73,6 +74,7 @@ def warmstart_key(cfg: Config, task: Task, pretrained: str, dtype: torch.dtype) 
         "warmstart": cfg.model.warmstart.model_dump(mode="json"),
         "dtype": str(dtype),
         "torch": torch.__version__,
+        "kernels": kernels.fingerprint(on_gpu=choose_device(cfg).type == "cuda"),  # they round as they will
         "threads": threads(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo_bench import update
+from grpo_bench import kernels, update
 from grpo_bench.kernels import decoder_layer as kernel
 from grpo_bench.kernels import layers
 from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models
@@ -383,49 +383,61 @@ def test_copies_are_replaced_too_and_know_what_they_compute_with(calls):
     assert calls == [True, True]
 
 
+# --- what a layer calls within: kernels that do more than as functions of tensors ---
+
+
+def call(name: str, *given: Any) -> None:
+    """``name`` with its types, of tensors, numbers and Nones."""
+    kernels._call(name, *(x.data_ptr() if isinstance(x, Tensor) else x for x in given))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 127, 300])
 def test_a_norms_gradient_with_what_goes_past_it(rows, dtype, threads):
     """x + plus -> norm: its whole gradient, that rounded, and what the norm made, each the same bits as by itself."""
-    torch.set_num_threads(threads)
     torch.manual_seed(rows)
-    x, total, plus, grad = torch.randn(4, rows, 40)
-    weight, plus, grad = torch.randn(40), plus.to(dtype), grad.to(dtype)
-    both, made = layers.sum_normed(x, plus, weight, 1e-5, 1.0)
+    width, types = 40, f"float32_{kernels.NAMES[dtype]}"
+    x, total, plus, grad = torch.randn(4, rows, width)
+    weight, plus, grad = torch.randn(width), plus.to(dtype), grad.to(dtype)
+    both, made = torch.empty_like(x), torch.empty_like(plus)
+    call(f"normed_{types}", x, plus, both, weight, made, rows, width, 1e-5, 1.0, threads)
     assert torch.equal(both, x + plus)
     assert torch.equal(made, layers.normed(both, weight, 1e-5, 1.0, dtype))
     of_x, of_weight = layers.norm_gradient(both, weight, grad, 1e-5, 1.0)
     for own in (False, True):
-        given, past = grad.clone(), total.clone()
-        low = torch.empty_like(grad)
-        found, found_weight = layers.residual_gradient(x, plus, weight, given, past, 1e-5, 1.0, own, low)
+        given, past, low = grad.clone(), total.clone(), torch.empty_like(grad)
+        found, sums = past if own else torch.empty_like(x), torch.empty(-(-rows // 128), width)
+        call(
+            f"norm_gradient_{types}", x, plus, weight, given, past, found, low, given, sums, rows, width, 1e-5, 1.0,
+            128, threads,
+        )  # fmt: skip
         assert torch.equal(found, of_x + total)
         assert torch.equal(low, found.to(dtype))
-        assert torch.equal(found_weight, of_weight)
+        assert torch.equal(sums.sum(0), of_weight)
         assert torch.equal(given, made)
         assert torch.equal(past, found if own else total)
-    alone = layers.residual_gradient(both, None, weight, grad.clone(), total, 1e-5, 1.0)
-    assert torch.equal(alone[0], found)
-    assert torch.equal(layers.summed(x, plus), x + plus)
+    sum_of = torch.empty_like(x)
+    call(f"summed_{types}", x, plus, sum_of, x.numel(), threads)
+    assert torch.equal(sum_of, x + plus)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [1, 24, 4100])
 def test_gates_that_are_halves_of_one_tensor(width, dtype, threads):
-    torch.set_num_threads(threads)
     torch.manual_seed(width)
-    whole, grad = torch.randn(70, 2 * width).to(dtype), torch.randn(70, width).to(dtype)
+    rows, name = 70, kernels.NAMES[dtype]
+    whole, grad = torch.randn(rows, 2 * width).to(dtype), torch.randn(rows, width).to(dtype)
     gate, up = whole.split(width, dim=1)
     apart = gate.contiguous(), up.contiguous()
-    assert torch.equal(layers.gate(gate, up), layers.gate(*apart))
+    made = torch.empty_like(grad)
+    call(f"gate_{name}", gate, up, made, rows, width, 2 * width, threads)
+    assert torch.equal(made, layers.gate(*apart))
     expected = layers.gate_gradient(*apart, grad)
-    assert all(torch.equal(a, b) for a, b in zip(layers.gate_gradient(gate, up, grad), expected, strict=True))
-    product = grad.clone()
-    layers.gate_gradient(gate, up, product, product, out=(gate, up))  # all of it in its place
+    call(f"gate_gradient_{name}", gate, up, grad, gate, up, grad, rows, width, 2 * width, threads)  # in its place
     assert torch.equal(whole, torch.cat(expected, dim=1))
-    assert torch.equal(product, layers.gate(*apart))
+    assert torch.equal(grad, made)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -433,7 +445,6 @@ def test_gates_that_are_halves_of_one_tensor(width, dtype, threads):
 @pytest.mark.parametrize("width", [2, 16, 34, 64, 128])
 @pytest.mark.parametrize("back", [False, True])
 def test_rotations_in_their_place(width, dtype, threads, back):
-    torch.set_num_threads(threads)
     torch.manual_seed(width)
     whole = torch.randn(50, 5 * width).to(dtype)
     angles = torch.randn(50, width)
@@ -444,6 +455,8 @@ def test_rotations_in_their_place(width, dtype, threads, back):
     exact = (a * c[0] + b * s[1], b * c[1] - a * s[0]) if back else (a * c[0] - b * s[0], b * c[1] + a * s[1])
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-6
     torch.testing.assert_close(expected[0].double(), torch.cat(exact, dim=2), rtol=rounding, atol=rounding)
-    layers.rotate(query, key, angles.cos(), angles.sin(), back, out=(query, key))
+    for x in (query, key):
+        place = (x, x.stride(0), x.stride(1))
+        call(f"rotate_{kernels.NAMES[dtype]}", *place, angles.cos(), angles.sin(), *place, *x.shape, int(back), threads)
     assert torch.equal(query, expected[0])
     assert torch.equal(key, expected[1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_data import make, same, snapshot
 
-from grpo_bench import warmstart
+from grpo_bench import kernels, warmstart
 from grpo_bench.config import Config
 from grpo_bench.policy import Policy, layout
 from grpo_bench.policy import network as network_module
@@ -162,6 +162,17 @@ def test_the_precision_is_part_of_the_key() -> None:
     assert warmstart_key(cfg, task, "a", torch.float32) != warmstart_key(cfg, task, "a", torch.bfloat16)
     assert warmstart_key(cfg, task, "a", torch.float32) != warmstart_key(cfg, task, "b", torch.float32)
     assert warmstart_key(make("model.warmstart.steps=0"), task, "a", torch.float32) == ""
+
+
+def test_the_compiled_code_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of before it changed, or of without it, are others: a run on a new machine would not find them."""
+    cfg = make(*SHORT)
+    task = load_task(cfg.task, 0)
+    keys = {warmstart_key(cfg, task, "a", torch.float32)}
+    for found in ("0123-0", "4567-0", None):
+        monkeypatch.setattr(kernels, "fingerprint", lambda on_gpu=False, found=found: found)
+        keys.add(warmstart_key(cfg, task, "a", torch.float32))
+    assert len(keys) == 4
 
 
 def test_a_models_fingerprint_sees_every_weight() -> None:
