@@ -3,9 +3,10 @@
 One token of each row costs dozens of tensor operations per layer, of which few are products: dispatching them and
 passing over memory again and again took most of the time. ``sampling.c``, ``attention.c``, ``layers.c`` and
 ``optimiser.c`` do each in one pass on a processor, ``gpu/`` on a GPU; ``products*.c`` read weights in the order in
-which they lie, ``decode_tiles.c`` a prompt's keys for all of its rows at once, and ``play.c`` makes many recorded calls
-by one. Each function equals a form in torch, which is used where this is not: without a C compiler or Triton, in other
-precisions than fp32 and bfloat16, with ``GRPO_BENCH_KERNELS=0``.
+which they lie, ``decode_tiles.c`` a prompt's keys for all of its rows at once; ``decoder_layer.c`` makes all calls that
+a layer of training consists of, and ``play.c`` many recorded ones. Each function equals a form in torch, which is used
+where this is not: without a C compiler or Triton, in other precisions than fp32 and bfloat16, with
+``GRPO_BENCH_KERNELS=0``.
 """
 
 from __future__ import annotations

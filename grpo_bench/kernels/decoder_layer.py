@@ -129,11 +129,11 @@ class Layer:
         return torch.empty(self._call("_kept"), dtype=self.dtype)
 
     def run(self, part: str) -> None:
-        """One pass, with scratch of its own. RuntimeError where one of torch's products failed."""
+        """One pass, with scratch of its own. MemoryError where a product failed: torch had no memory for it."""
         scratch = torch.empty(self._call(part), dtype=torch.uint8)
         self.given.scratch = scratch.data_ptr()
         if self._call(part) < 0:
-            raise RuntimeError("a product of torch's failed in a decoder layer; torch said above why")
+            raise MemoryError("a product of torch's failed in a decoder layer; torch said above why")
 
     def _call(self, part: str) -> int:
         made: int = getattr(_library(), f"decoder_layer{part}_{NAMES[self.dtype]}")(ctypes.byref(self.given))

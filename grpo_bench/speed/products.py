@@ -1,9 +1,9 @@
 """A practical floor: the time of exactly a step's linear layers, same shapes, same weights, nothing between them.
 
 Products of attention are left out; what is left is what every implementation of the model has to multiply. In each of
-the ways that this program has: a decode step's with packed weights, those of one input as one; the gradients of weights
-by its own product; those of one input as one in an update too, or not; all threads on one product after the other, or
-lanes that share out the work. The fastest counts.
+the ways that this program has: a decode step's with packed weights, those of one input as one, played from a tape or
+not; the gradients of weights by its own product; those of one input as one in an update too, or not; all threads on one
+product after the other, or lanes that share out the work. The fastest counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from grpo_bench.kernels import products
 from grpo_bench.lanes import side_by_side
 from grpo_bench.policy.linear import SIBLINGS
 from grpo_bench.rollout.packed_linear import packs
+from grpo_bench.rollout.tape import Tape
 from grpo_bench.speed.machine import best_seconds, seconds
 
 SLOWER = 1.3  # times the fastest way's shortest time: a way that takes longer is not timed again
@@ -91,12 +92,19 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype, lanes: int = 1) -> Al
         rooms = products.packed_room([w.shape for w in whole], dtype)
         packed = [(products.pack(w, room), *w.shape) for w, room in zip(whole, rooms, strict=True)]
 
-        def multiply(lane: int, of: int) -> None:
-            part = slice(rows * lane // of, rows * (lane + 1) // of)
-            for w, columns, depth in packed:
-                products.multiply(inputs[depth][part], w, columns)
+        tapes = dict[tuple[int, int], Tape]()
 
-        ways += [partial(_in_lanes, multiply, count) for count in {1, lanes}]
+        def multiply(lane: int, of: int) -> Tensor:
+            part = slice(rows * lane // of, rows * (lane + 1) // of)
+            made = [products.multiply(inputs[depth][part], w, columns) for w, columns, depth in packed]
+            return made[-1]
+
+        def play(lane: int, of: int) -> None:  # all of them by one call, as rollouts make them
+            if (lane, of) not in tapes:  # by the lane itself, which has threads of its own
+                tapes[lane, of] = Tape(partial(multiply, lane, of))
+            tapes[lane, of].play()
+
+        ways += [partial(_in_lanes, way, count) for way in (multiply, play) for count in {1, lanes}]
     return Alone(ways, device)
 
 
@@ -162,6 +170,6 @@ def _repeat(work: Callable[[], None], times: int) -> None:
         work()
 
 
-def _in_lanes(work: Callable[[int, int], None], lanes: int, times: int) -> None:
+def _in_lanes(work: Callable[[int, int], Any], lanes: int, times: int) -> None:
     """``work`` of each lane, ``times`` times; they meet at the end."""
     side_by_side([partial(_repeat, torch.no_grad()(partial(work, lane, lanes)), times) for lane in range(lanes)])
