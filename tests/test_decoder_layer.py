@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,8 @@ from transformers import (
 from grpo_bench import kernels, update
 from grpo_bench.kernels import decoder_layer as kernel
 from grpo_bench.kernels import layers
-from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models
+from grpo_bench.kernels.attention import Sequences
+from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models, memory
 
 pytestmark = needs_compiler
 TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_training_tiles)]
@@ -248,6 +250,71 @@ def test_parts_and_settings_that_are_changed_later_count(change, dtype, calls, b
     assert not torch.equal(before[0], after[0])
     if dtype == torch.float32:
         assert all(torch.equal(a, b) for a, b in zip(after, by_modules(policy, rows), strict=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weights_and_biases_that_lie_otherwise_go_by_modules(dtype, calls):
+    """Compiled code reads them as they lay when the layer was asked."""
+    policy, rows = Policy(model("qwen2"), dtype), rows_of()
+    attention, mlp = policy.model.model.layers[0].self_attn, policy.model.model.layers[1].mlp
+    attention.k_proj.bias = nn.Parameter(torch.randn(64)[::2])
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight.detach().t().contiguous().t())
+    found = trained(policy, rows)
+    assert calls == [False, False]
+    attention.k_proj.bias = nn.Parameter(attention.k_proj.bias.detach().clone())
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight.detach().contiguous())
+    calls.clear()
+    again = trained(policy, rows)
+    assert calls == [True, True]
+    near = 1e-5 if dtype == torch.float32 else 0.05
+    assert all((a - b).norm() <= near * b.norm() for a, b in zip(again, found, strict=True))
+    mlp.up_proj.weight = nn.Parameter(torch.randn(40, 64))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        trained(policy, rows)
+
+
+def test_all_threads_share_every_part_of_it(monkeypatch, calls, by_modules):
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    torch.set_num_threads(3)
+    policy, rows = Policy(model("llama, biases"), torch.float32), rows_of()
+    found = trained(policy, rows)
+    assert calls == [True, True]
+    assert all(torch.equal(a, b) for a, b in zip(found, by_modules(policy, rows), strict=True))
+
+
+def test_without_torch_s_products_layers_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(kernel, "available", lambda: False)
+    policy = Policy(model("llama"), torch.float32)
+    assert not any(hasattr(type(m), "as_one") for m in policy.model.modules())
+    assert len(trained(policy, rows_of())) > 1
+
+
+def plain_layer() -> tuple[Any, ...]:
+    """Of three tokens, one prompt and one row, of 8 hidden units, one head and 8 gates."""
+    sequences = Sequences.of(torch.tensor([2]), torch.tensor([0]), torch.tensor([1]))
+    recipe = kernel.Recipe((1e-5, 1e-5), (0.0, 0.0), 8, 0.3, None)
+    ones = torch.ones(3, 8)
+    return ones, (ones, ones), sequences, recipe, (ones[0], ones[0]), [torch.ones(8, 8)] * 7, [8] * 7
+
+
+@pytest.fixture
+def failing():
+    """Torch's product, as long as the test lasts, is one that fails."""
+    given = kernel.given_of_torch()
+    fails = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 3)(lambda *_: 1)
+    kernels._library().use_torch(*given[:2], ctypes.cast(fails, ctypes.c_void_p), given[3])
+    yield fails
+    kernels._library().use_torch(*given)
+
+
+def test_a_product_that_fails_is_told(failing, monkeypatch):
+    monkeypatch.setattr(kernel, "_why", lambda: b"DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(RuntimeError, match="can't allocate memory") as told:
+        kernel.forward(kernel.Layer.of(*plain_layer()), [None] * 7)
+    assert memory.is_out_of_memory(told.value)
+    monkeypatch.setattr(kernel, "_why", None)
+    with pytest.raises(MemoryError, match="torch said above why"):
+        kernel.forward(kernel.Layer.of(*plain_layer()), [None] * 7)
 
 
 def test_weights_that_change_between_the_passes_are_told(calls):

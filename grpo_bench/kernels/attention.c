@@ -22,8 +22,7 @@
 #define NAME(x) x##_bfloat16
 #include "packed_attention.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__linux__)
+#ifdef TILED_ATTENTION
 #include "tiled_attention.h"
 #else
 int64_t tiled_attention_room(int64_t most, int64_t d, int back) { return (void)most, (void)d, (void)back, 0; }

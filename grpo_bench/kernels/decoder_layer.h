@@ -23,7 +23,7 @@ void NAME(packed_attention_gradient)(const T *q, int64_t q_head, int64_t q_row, 
                                      const int64_t *lengths, const int64_t *firsts, const int64_t *order, int64_t P,
                                      int64_t N, int64_t H, int64_t K, int64_t d, float scaling, int64_t window,
                                      float *scratch, int64_t most, int threads);
-#if JOINT
+#if JOINT && defined(TILED_ATTENTION)
 void tiled_attention(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row, const T *v,
                      int64_t v_head, int64_t v_row, T *out, float *lse, const int64_t *starts, const int64_t *lengths,
                      const int64_t *firsts, const int64_t *order, int64_t P, int64_t N, int64_t H, int64_t K, int64_t d,
@@ -146,10 +146,10 @@ int64_t NAME(decoder_layer)(const struct layer *l) {
   if (NAME(forward_of)(l, QKV, inner, p.qkv)) return -1;
   NAME(rotated)(l, q, apart[0], q, apart[0], l->heads, 0);
   NAME(rotated)(l, k, apart[1], k, apart[1], l->kv, 0);
-#if JOINT
+#if JOINT && defined(TILED_ATTENTION)
   (l->tiled ? tiled_attention : packed_attention_bfloat16)
 #else
-  packed_attention_float32
+  NAME(packed_attention)
 #endif
       (q, d, apart[0], k, d, apart[1], v, d, apart[2], p.seen, l->lse, l->starts, l->lengths, l->firsts, l->order,
        l->prompts, N, l->heads, l->kv, d, (float)l->scaling, l->window, scores, l->most, workers);
@@ -231,10 +231,10 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   for (int i = 0; i < 3; i++) of[i] = take(&room, heads_elements[i] * size);
   float *scores = take(&room, workers * needed * (int64_t)sizeof *scores);
   if (!counts) {
-#if JOINT
+#if JOINT && defined(TILED_ATTENTION)
     (l->tiled ? tiled_attention_gradient : packed_attention_gradient_bfloat16)
 #else
-    packed_attention_gradient_float32
+    NAME(packed_attention_gradient)
 #endif
         (q, d, apart[0], k, d, apart[1], v, d, apart[2], p.seen, of_seen, l->lse, of[0], of[1], of[2], l->starts,
          l->lengths, l->firsts, l->order, l->prompts, N, l->heads, l->kv, d, (float)l->scaling, l->window, scores,

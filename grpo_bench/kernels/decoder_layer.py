@@ -26,6 +26,7 @@ FUNCTIONS = (
     "aoti_torch_create_tensor_from_blob", "aoti_torch_delete_tensor_object", "aoti_torch_cpu_mm_out",
     "aoti_torch_cpu_addmm_out",
 )  # fmt: skip
+WHY = "torch_exception_get_what_without_backtrace"  # what the last of them that failed said; torch 2.11 logs it instead
 TYPES = {"aoti_torch_dtype_float32": 6, "aoti_torch_dtype_bfloat16": 15}  # as decoder_layer.c has them
 COUNTS = (3, 1, 2, 1)  # layers of each input: queries, keys and values; the output; gate and up; down
 LAYERS = sum(COUNTS)
@@ -61,26 +62,45 @@ class _Layer(ctypes.Structure):
 _Two, _Addresses, _Pair = ctypes.c_double * 2, ctypes.c_void_p * LAYERS, ctypes.c_void_p * 2
 
 
+_why: Any = None  # a function of the thread's own last error
+
+
 @cache
-def available() -> bool:
-    """Whether this torch has the products that a layer calls."""
-    library: Any = _library()
+def _torch() -> Any:
+    """The library of torch's that has these functions, which is loaded already; None where there is none."""
     path = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
-            of_torch = ctypes.CDLL(str(path / name))  # which is loaded already
-            given = [ctypes.cast(getattr(of_torch, function), ctypes.c_void_p) for function in FUNCTIONS]
-            known = all(getattr(of_torch, function)() == number for function, number in TYPES.items())
+            found = ctypes.CDLL(str(path / name))
+            if all(hasattr(found, name) for name in FUNCTIONS) and all(
+                getattr(found, t)() == n for t, n in TYPES.items()
+            ):
+                return found
         except (OSError, AttributeError):
             continue
-        if library is None or not known:
-            return False
-        library.use_torch.argtypes = [ctypes.c_void_p] * len(FUNCTIONS)
-        library.use_torch(*given)
-        for function in _functions():
-            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
-        return True
-    return False
+    return None
+
+
+def given_of_torch() -> list[ctypes.c_void_p]:
+    """What ``use_torch`` is given."""
+    return [ctypes.cast(getattr(_torch(), name), ctypes.c_void_p) for name in FUNCTIONS]
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has the products that a layer calls, and there is what calls them."""
+    global _why
+    library: Any = _library()
+    if library is None or _torch() is None:
+        return False
+    library.use_torch.argtypes = [ctypes.c_void_p] * len(FUNCTIONS)
+    library.use_torch(*given_of_torch())
+    if hasattr(_torch(), WHY):
+        _why = getattr(_torch(), WHY)
+        _why.argtypes, _why.restype = [], ctypes.c_char_p
+    for function in _functions():
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
+    return True
 
 
 def _functions() -> list[Any]:
@@ -112,6 +132,13 @@ class Layer:
         assert all(t.dtype == torch.float32 and t.is_contiguous() for t in (x, *angles, *norms))
         assert all(t.dtype == dtype and t.is_contiguous() for t in weights)
         assert all(t.shape == (tokens, width) for t in angles)
+        assert all(t.shape == (hidden,) for t in norms)
+        assert sizes == [sizes[0], sizes[1], sizes[1], hidden, sizes[4], sizes[4], hidden]
+        assert sizes[0] % width == sizes[1] % width == sizes[0] % sizes[1] == 0
+        depths = (hidden, sizes[0], hidden, sizes[4])
+        assert [t.shape for t in weights] == [
+            (m, k) for own, k in zip(_outputs(sizes, dtype), depths, strict=True) for m in own
+        ]
         assert sequences.tokens == tokens
         parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order, *angles)
         near = recipe.window if recipe.window is not None and recipe.window < sequences.most else 0
@@ -129,11 +156,16 @@ class Layer:
         return torch.empty(self._call("_kept"), dtype=self.dtype)
 
     def run(self, part: str) -> None:
-        """One pass, with scratch of its own. MemoryError where a product failed: torch had no memory for it."""
+        """One pass, with scratch of its own. RuntimeError where a product of torch's failed, with what that said;
+        MemoryError where it does not tell, since there is hardly another reason."""
+        self.given.scratch = None
         scratch = torch.empty(self._call(part), dtype=torch.uint8)
         self.given.scratch = scratch.data_ptr()
+        assert scratch.data_ptr() % 64 == 0
         if self._call(part) < 0:
-            raise MemoryError("a product of torch's failed in a decoder layer; torch said above why")
+            if _why is None:
+                raise MemoryError("a product of torch's failed in a decoder layer; torch said above why")
+            raise RuntimeError(_why().decode(errors="replace"))
 
     def _call(self, part: str) -> int:
         made: int = getattr(_library(), f"decoder_layer{part}_{NAMES[self.dtype]}")(ctypes.byref(self.given))
@@ -151,6 +183,10 @@ def forward(layer: Layer, biases: Sequence[Tensor | None]) -> tuple[Tensor, Tens
     kept, lse = layer.kept(), torch.empty(given.heads, given.tokens, dtype=torch.float32)
     given.kept, given.lse, given.out = kept.data_ptr(), lse.data_ptr(), out.data_ptr()
     if any(bias is not None for bias in biases):
+        held = [bias for bias in biases if bias is not None]
+        assert all(bias.dtype == layer.dtype and bias.is_contiguous() for bias in held)
+        widths = [m for own in _outputs(layer.sizes, layer.dtype) for m in own]
+        assert all(bias is None or bias.shape == (m,) for bias, m in zip(biases, widths, strict=True))
         given.biases = _Addresses(*(None if bias is None else bias.data_ptr() for bias in biases))
     layer.run("")
     return out, kept, lse
@@ -168,7 +204,7 @@ def backward(
     sums = [torch.empty(-(-tokens // NORM_ROWS), hidden, dtype=torch.float32) for _ in range(2)]
     joint = layer.dtype == torch.bfloat16
     depths = (hidden, given.heads * given.width, hidden, given.inner)
-    some = [[sum(sizes[i] for i in own)] if joint else [sizes[i] for i in own] for own in OF_INPUT]
+    some = _outputs(sizes, layer.dtype)
     made = [torch.empty(m, k, dtype=torch.float32) for own, k in zip(some, depths, strict=True) for m in own]
     middle = torch.empty(tokens, hidden, dtype=layer.dtype) if biased[3] else None
     given.kept, given.lse, given.out, given.grad = kept.data_ptr(), lse.data_ptr(), of_x.data_ptr(), grad.data_ptr()
@@ -188,6 +224,12 @@ def backward(
             for part, has in zip(found, biased, strict=True)
         ]
     return of_x, [t.sum(0) for t in sums], made, of_biases
+
+
+def _outputs(sizes: list[int], dtype: torch.dtype) -> list[list[int]]:
+    """Of each input's products: one of all its layers in bfloat16, else one of each."""
+    joint = dtype == torch.bfloat16
+    return [[sum(sizes[i] for i in own)] if joint else [sizes[i] for i in own] for own in OF_INPUT]
 
 
 def _parts(layer: Layer, kept: Tensor, number: int) -> list[Tensor]:

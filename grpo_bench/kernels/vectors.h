@@ -9,6 +9,11 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__linux__)
+#define TILED_ATTENTION /* tiled_attention.h */
+#endif
+
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 

@@ -147,9 +147,13 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
     if any(x.dtype not in kernels.NAMES for x in angles) or _told(layer) != layer.told:
         return False
     norms, linears = _parts(layer)
-    for part in linears:
-        if type(part) is not TrainedLinear or not part.weight.requires_grad or part.weight.dtype != torch.float32:
+    for part, shape in zip(linears, layer.shapes, strict=True):
+        if type(part) is not TrainedLinear or not part.weight.requires_grad or not _is_plain(part.weight, shape):
             return False
+        if part.bias is not None and not _is_plain(part.bias, shape[:1]):
+            return False
+    if not all(_is_plain(norm.weight, hidden.shape[2:]) for norm in norms):
+        return False
     low = torch.is_autocast_enabled("cpu")
     if low and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and linears[0].trains(hidden)):
         return False
@@ -157,6 +161,11 @@ def _takes(layer: Any, hidden: Tensor, given: dict[str, Any]) -> bool:
         return False
     own = [*norms, *linears, layer.self_attn, layer.mlp]
     return not any(map(_is_watched, own)) and not hooks._has_any_global_hook()
+
+
+def _is_plain(x: Tensor, shape: torch.Size) -> bool:
+    """Whether compiled code may read these weights as they lie."""
+    return x.dtype == torch.float32 and x.shape == shape and x.is_contiguous()
 
 
 def _biased_alike(linears: list[Any]) -> bool:
@@ -216,6 +225,7 @@ def install(model: PreTrainedModel) -> int:
         if recipe is not None:
             module.__class__ = _as_one(type(module))
             module.recipe, module.told = recipe, _told(module)  # type: ignore[assignment]
+            module.shapes = [part.weight.shape for part in _parts(module)[1]]  # type: ignore[assignment]
             found += 1
     return found
 
@@ -269,7 +279,9 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     recipe = Recipe(eps, (type(first).shift, type(second).shift), width, scaling, window)
     try:
         ours = _computed(module, recipe, hidden, given["position_embeddings"], plan)
-    except (AssertionError, TypeError, ValueError, IndexError):  # of sizes that the kernels do not take
+    except (AssertionError, TypeError, ValueError, IndexError, RuntimeError) as e:  # of sizes that these do not take
+        if is_out_of_memory(e):
+            raise
         return None
     added = (expected - hidden).abs().max()
     return recipe if added > 0 and bool((ours - expected).abs().max() <= NEAR * added) else None
