@@ -1,9 +1,9 @@
 /* A decoder layer in training (norm, attention, norm and gate, each added to what came in), forward and backward, by one call
- * each. Between kernels that were called one by one stood their dispatch, and in two threads these wait for the interpreter.
+ * each. Called one by one its kernels stand behind Python and dispatch, and those of two threads wait for one interpreter.
  * Products are torch's own, by its C interface (torch/csrc/inductor/aoti_torch/c/shim.h), but for the gradients of weights
  * in bfloat16. */
 #include "vectors.h"
-#ifdef __AVX512BF16__
+#ifdef TILED_ATTENTION
 #include "avx512.h"
 #endif
 
@@ -39,7 +39,7 @@ struct layer {
   const float *grad;                            /* (N,h), by what was made */
   float *sums[2], *of_weights[LAYERS];          /* (blocks,h) of each norm; as ``weights`` */
   void *of_output;                              /* (N,h) for the gradient by what the output's layer made, or NULL */
-  char *scratch;
+  char *scratch; /* aligned to 64 bytes */
 };
 
 struct view {
@@ -141,7 +141,7 @@ static void rounded(const float *x, uint16_t *out, int64_t count, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t start = 0; start < count; start += 4096) {
     const int64_t end = smaller(start + 4096, count);
-#ifdef __AVX512BF16__
+#ifdef TILED_ATTENTION
     for (int64_t i = start; i < end; i += 16) {
       const __mmask16 there = first_16(end - i);
       narrowed_16(_mm512_maskz_loadu_ps(there, x + i), out + i, there);

@@ -124,7 +124,8 @@ static void NAME(gate_sizes)(const struct layer *l, int64_t sizes[3]) {
   memcpy(sizes, JOINT ? rows : whole, sizeof rows);
 }
 
-/* l->scratch NULL: nothing but the bytes of it that are needed, below 0 where torch failed. */
+/* With l->scratch NULL it returns how many bytes of that are needed, and does nothing else; otherwise 0, or -1 where torch
+ * failed. */
 int64_t NAME(decoder_layer)(const struct layer *l) {
   const int64_t N = l->tokens, d = l->width, elements = N * l->hidden, R = l->heads / l->kv;
   const struct NAME(parts) p = NAME(parts)(l, 0);
@@ -166,7 +167,7 @@ int64_t NAME(decoder_layer)(const struct layer *l) {
   return 0;
 }
 
-/* The gradients, those of what is kept in its place. See above for scratch and what is returned. */
+/* The gradients, those of what is kept in its place. Scratch and what is returned are as above. */
 int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   const int64_t N = l->tokens, d = l->width, elements = N * l->hidden, R = l->heads / l->kv;
   const int64_t heads_elements[3] = {N * l->heads * d, N * l->kv * d, N * l->kv * d};

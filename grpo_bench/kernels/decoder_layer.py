@@ -26,7 +26,8 @@ FUNCTIONS = (
     "aoti_torch_create_tensor_from_blob", "aoti_torch_delete_tensor_object", "aoti_torch_cpu_mm_out",
     "aoti_torch_cpu_addmm_out",
 )  # fmt: skip
-WHY = "torch_exception_get_what_without_backtrace"  # what the last of them that failed said; torch 2.11 logs it instead
+# from torch 2.13 on, the text of a thread's last failure as const char *; before that it is logged
+WHY = "torch_exception_get_what_without_backtrace"
 TYPES = {"aoti_torch_dtype_float32": 6, "aoti_torch_dtype_bfloat16": 15}  # as decoder_layer.c has them
 COUNTS = (3, 1, 2, 1)  # layers of each input: queries, keys and values; the output; gate and up; down
 LAYERS = sum(COUNTS)
@@ -62,12 +63,9 @@ class _Layer(ctypes.Structure):
 _Two, _Addresses, _Pair = ctypes.c_double * 2, ctypes.c_void_p * LAYERS, ctypes.c_void_p * 2
 
 
-_why: Any = None  # a function of the thread's own last error
-
-
 @cache
 def _torch() -> Any:
-    """The library of torch's that has these functions, which is loaded already; None where there is none."""
+    """The library of torch's that has ``FUNCTIONS`` and ``TYPES``, which is loaded already; None where none has."""
     path = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
@@ -89,18 +87,23 @@ def given_of_torch() -> list[ctypes.c_void_p]:
 @cache
 def available() -> bool:
     """Whether this torch has the products that a layer calls, and there is what calls them."""
-    global _why
     library: Any = _library()
     if library is None or _torch() is None:
         return False
     library.use_torch.argtypes = [ctypes.c_void_p] * len(FUNCTIONS)
     library.use_torch(*given_of_torch())
-    if hasattr(_torch(), WHY):
-        _why = getattr(_torch(), WHY)
-        _why.argtypes, _why.restype = [], ctypes.c_char_p
     for function in _functions():
         function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
     return True
+
+
+def _why() -> str | None:
+    """What torch says of this thread's last failed product; None where it does not tell."""
+    if not hasattr(_torch(), WHY):
+        return None
+    function = getattr(_torch(), WHY)
+    function.argtypes, function.restype = [], ctypes.c_char_p
+    return str(function().decode(errors="replace"))
 
 
 def _functions() -> list[Any]:
@@ -127,6 +130,7 @@ class Layer:
         weights: Sequence[Tensor], sizes: list[int],
     ) -> Layer:  # fmt: skip
         """Of (N,h) and fp32 (N,d) twice; ``weights`` as ``forward`` has them."""
+        assert available()
         tokens, hidden = x.shape
         dtype, width = weights[0].dtype, recipe.width
         assert all(t.dtype == torch.float32 and t.is_contiguous() for t in (x, *angles, *norms))
@@ -156,16 +160,17 @@ class Layer:
         return torch.empty(self._call("_kept"), dtype=self.dtype)
 
     def run(self, part: str) -> None:
-        """One pass, with scratch of its own. RuntimeError where a product of torch's failed, with what that said;
-        MemoryError where it does not tell, since there is hardly another reason."""
+        """One pass, with scratch of its own. RuntimeError where a product of torch's failed, with what that says;
+        MemoryError, as is most likely, where this torch does not say it."""
         self.given.scratch = None
         scratch = torch.empty(self._call(part), dtype=torch.uint8)
         self.given.scratch = scratch.data_ptr()
         assert scratch.data_ptr() % 64 == 0
         if self._call(part) < 0:
-            if _why is None:
-                raise MemoryError("a product of torch's failed in a decoder layer; torch said above why")
-            raise RuntimeError(_why().decode(errors="replace"))
+            why = _why()
+            if why is None:
+                raise MemoryError("a product in a decoder layer failed; torch said above why")
+            raise RuntimeError(f"a product in a decoder layer failed: {why}")
 
     def _call(self, part: str) -> int:
         made: int = getattr(_library(), f"decoder_layer{part}_{NAMES[self.dtype]}")(ctypes.byref(self.given))
@@ -182,6 +187,7 @@ def forward(layer: Layer, biases: Sequence[Tensor | None]) -> tuple[Tensor, Tens
     out = torch.empty(given.tokens, given.hidden, dtype=torch.float32)
     kept, lse = layer.kept(), torch.empty(given.heads, given.tokens, dtype=torch.float32)
     given.kept, given.lse, given.out = kept.data_ptr(), lse.data_ptr(), out.data_ptr()
+    given.biases = _Addresses()
     if any(bias is not None for bias in biases):
         held = [bias for bias in biases if bias is not None]
         assert all(bias.dtype == layer.dtype and bias.is_contiguous() for bias in held)

@@ -11,7 +11,7 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
     defined(__linux__)
-#define TILED_ATTENTION /* tiled_attention.h */
+#define TILED_ATTENTION /* attention.c compiles it, and decoder_layer.c calls it; avx512.h can be used */
 #endif
 
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }

@@ -33,10 +33,13 @@ def kept_elements(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator had no more: torch has a class for the one and a text for the other, and
-    the library of its products on a CPU a text of its own."""
-    told = ("can't allocate memory", "could not create a primitive")
-    return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(text in str(e) for text in told)
+    """Whether a GPU's or the CPU's allocator had no more: torch has a class for the one and texts for the other.
+
+    oneDNN, whose products torch calls, has a text that other errors only begin with.
+    """
+    text = str(e)
+    told = "can't allocate memory" in text or "bad_alloc" in text or text.endswith("could not create a primitive")
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or told
 
 
 @contextmanager

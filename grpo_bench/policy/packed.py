@@ -174,7 +174,8 @@ class Packed:
 
     def _compiled(self, key: Tensor, value: Tensor, softcap: float | None) -> bool:
         """Whether the kernels attend to these; values narrower than keys, as in latent attention, they do not know."""
-        return softcap is None and key.shape == value.shape and self.sequences is not None and kernels.take(key, value)
+        on_cpu = self.sequences is not None and kernels.available()
+        return softcap is None and key.shape == value.shape and on_cpu and kernels.take(key, value)
 
     def _flashes(
         self, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype, window: int | None, softcap: float | None

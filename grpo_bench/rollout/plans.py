@@ -51,8 +51,7 @@ class PrefillPlan:
         k, v = self._grid(key), self._grid(value)
         self.cache.put_prompts(layer, self.first, k, v)
         alike = softcap is None and key.shape == value.shape and query.shape[1] % key.shape[1] == 0
-        busy = self.prompts * key.shape[1] >= torch.get_num_threads()  # a prompt's head of keys is one thread's
-        if self.sequences is not None and alike and busy and kernels.available() and kernels.take(query, key, value):
+        if self.sequences is not None and alike and kernels.available() and kernels.take(query, key, value):
             return packed_attention.attend(query, key, value, self.sequences, scaling, window)
         q = self._grid(query)
         if q.shape[1] != k.shape[1]:
