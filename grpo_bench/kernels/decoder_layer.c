@@ -39,7 +39,7 @@ struct layer {
   const float *grad;                            /* (N,h), by what was made */
   float *sums[2], *of_weights[LAYERS];          /* (blocks,h) of each norm; as ``weights`` */
   void *of_output;                              /* (N,h) for the gradient by what the output's layer made, or NULL */
-  char *scratch; /* aligned to 64 bytes */
+  char *scratch;                                /* aligned to 64 bytes */
 };
 
 struct view {
@@ -116,7 +116,6 @@ static int attention_threads(const struct layer *l, int64_t room) {
   const int64_t items = smaller(l->prompts * l->kv, share > 1 ? share : 1);
   return (int)smaller(threads_of(l, work), items);
 }
-
 
 #define T float
 #define TYPE FLOAT32

@@ -217,7 +217,7 @@ def install(model: PreTrainedModel) -> int:
 
     Each is asked, with random states: one that answers otherwise, such as one that scales what it adds, stays as it is.
     """
-    found = 0
+    found, failed = 0, list[str]()
     if not _on_cpu(torch.empty(0, device=model.device)) or not decoder_layer.available():
         return found
     words = torch.arange(12)
@@ -225,12 +225,14 @@ def install(model: PreTrainedModel) -> int:
     for module in model.modules():
         if hasattr(type(module), "as_one") or not _has_parts(module):
             continue
-        recipe = _recipe(module, plan)
+        recipe = _recipe(module, plan, failed)
         if recipe is not None:
             module.__class__ = _as_one(type(module))
             module.recipe, module.told = recipe, _told(module)  # type: ignore[assignment]
             module.shapes = [part.weight.shape for part in _parts(module)[1]]  # type: ignore[assignment]
             found += 1
+    if failed:
+        print(f"{len(failed)} decoder layers train by their modules, more slowly: {failed[0]}", file=sys.stderr)
     return found
 
 
@@ -248,8 +250,9 @@ def _has_parts(module: nn.Module) -> bool:
     return owners == wanted and all(p.dtype == torch.float32 for p in module.parameters())
 
 
-def _recipe(module: Any, plan: Packed) -> Recipe | None:
-    """What ``module`` computes with, as it tells; None where it does not compute what ``_DecoderLayer`` does."""
+def _recipe(module: Any, plan: Packed, failed: list[str]) -> Recipe | None:
+    """What ``module`` computes with, as it tells; None where it does not compute what ``_DecoderLayer`` does, or where
+    that fails, which joins ``failed``."""
     (first, second), linears = _parts(module)
     width = getattr(module.self_attn, "head_dim", None)
     tokens, size = len(plan.ids), linears[0].in_features
@@ -286,7 +289,7 @@ def _recipe(module: Any, plan: Packed) -> Recipe | None:
     except (AssertionError, TypeError, ValueError, IndexError):  # of sizes that the kernels do not take
         return None
     except (RuntimeError, MemoryError) as e:  # its modules have just computed the same
-        print(f"a decoder layer trains by its modules, more slowly: {e}", file=sys.stderr)
+        failed.append(str(e))
         return None
     added = (expected - hidden).abs().max()
     return recipe if added > 0 and bool((ours - expected).abs().max() <= NEAR * added) else None

@@ -34,7 +34,7 @@ CPU_TOKENS = 4096  # larger forwards of a small model fall out of the CPU's cach
 # The same of each of two lanes, which have caches of their own. A 3.2M Llama's update took 0.92 (fp32) and 0.83
 # (bfloat16) of the time of one lane; with 2048 tokens each 0.97 and 1.09: what a micro-batch costs whatever its size
 # (its Python, the gradients of all weights) comes twice as often. More would pay, and take memory: two micro-batches of
-# a lane instead of three took 0.92 of the time in bfloat16, and 0.11 GB; two instead of four 0.98 in fp32.
+# a lane instead of three took 0.94 of the time in bfloat16, and 0.07 GB; two instead of four 0.98 in fp32.
 LANE_TOKENS = {torch.float32: 3072, torch.bfloat16: 4096}
 UNEVEN = 1.1  # times its even share that a lane may have: the others wait for it
 

@@ -92,7 +92,7 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype, lanes: int = 1) -> Al
         rooms = products.packed_room([w.shape for w in whole], dtype)
         packed = [(products.pack(w, room), *w.shape) for w, room in zip(whole, rooms, strict=True)]
 
-        tapes = dict[tuple[int, int], Tape]()
+        plays = dict[tuple[int, int], Callable[[], Tensor]]()
 
         def multiply(lane: int, of: int) -> Tensor:
             part = slice(rows * lane // of, rows * (lane + 1) // of)
@@ -100,9 +100,9 @@ def decode_step(model: Any, rows: int, dtype: torch.dtype, lanes: int = 1) -> Al
             return made[-1]
 
         def play(lane: int, of: int) -> None:  # all of them by one call, as rollouts make them
-            if (lane, of) not in tapes:  # by the lane itself, which has threads of its own
-                tapes[lane, of] = Tape(partial(multiply, lane, of))
-            tapes[lane, of].play()
+            if (lane, of) not in plays:  # by the lane itself, which has threads of its own
+                plays[lane, of] = _played(partial(multiply, lane, of))
+            plays[lane, of]()
 
         ways += [partial(_in_lanes, way, count) for way in (multiply, play) for count in {1, lanes}]
     return Alone(ways, device)
@@ -163,6 +163,12 @@ def _train(layers: list[Tensor], data: dict[tuple[int, int], Tensor], rows: int,
     else:
         for grad in grads:
             torch.mm(grad.t(), x)
+
+
+def _played(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same from a tape; ``work`` itself where it cannot be recorded, as the tape would then do nothing."""
+    tape = Tape(work)
+    return work if tape.refused is not None else tape.play
 
 
 def _repeat(work: Callable[[], None], times: int) -> None:
