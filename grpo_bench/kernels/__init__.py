@@ -78,6 +78,9 @@ def _library() -> ctypes.CDLL | None:
         library.packed_size_float32.argtypes, library.packed_size_float32.restype = [i, i], i
         library.multiply_float32.argtypes = [p, p, p, p, p, p, i, i, i, c, c]
         library.pack_float32_float32.argtypes = [p, i, i, p, i, i, i, c]
+        library.pack_turned_float32.argtypes = [p, i, i, p, c]
+        library.weight_gradient_room_float32.argtypes, library.weight_gradient_room_float32.restype = [i, i, c], i
+        library.weight_gradient_float32.argtypes = [p, i, *[p] * 3, i, i, i, c]
     if library.can_multiply_bfloat16():
         library.packed_size_bfloat16.argtypes, library.packed_size_bfloat16.restype = [i, i], i
         library.multiply_bfloat16.argtypes = [p, p, p, p, p, p, p, i, i, i, c, c]

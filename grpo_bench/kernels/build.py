@@ -23,12 +23,13 @@ from filelock import FileLock
 HERE = Path(__file__).resolve().parent
 UNITS = (
     "sampling.c", "sampling_bfloat16.c", "decode_tiles.c", "attention.c", "layers.c", "products.c",
-    "products_float32.c", "weight_gradient.c", "optimiser.c", "play.c", "decoder_layer.c",
+    "products_float32.c", "weight_gradient.c", "weight_gradient_float32.c", "optimiser.c", "play.c",
+    "decoder_layer.c",
 )  # fmt: skip
 HEADERS = (
-    "calls.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h", "tiles.h",
-    "blocks.h", "packed_attention.h", "tiled_attention.h", "avx512.h", "bfloat16.h", "decoder_layer.h",
-    "norms_avx512.h",
+    "calls.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h",
+    "norms_avx512.h", "turn.h", "panels.h", "tiles.h", "dots.h", "blocks.h", "packed_attention.h", "tiled_attention.h",
+    "avx512.h", "bfloat16.h", "decoder_layer.h",
 )  # fmt: skip
 COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # the first that the compiler takes: 512-bit vectors and threads, then without what some compilers or machines lack

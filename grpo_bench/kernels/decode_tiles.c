@@ -6,26 +6,15 @@
  * columns. So the softmax over keys is of 16 columns side by side, in fp32. Weights are rounded to bfloat16 for their
  * products with values, sums are in fp32. Of values that are finite, what a column becomes depends on no other, so
  * neither on who stands beside it. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(TILES) && defined(__AVX512BF16__)
 #include "avx512.h"
-#include "calls.h"
-#include "tiles.h"
-#ifdef _OPENMP
-#include <omp.h>
-static inline int64_t thread(void) { return omp_get_thread_num(); }
-#else
-static inline int64_t thread(void) { return 0; }
-#endif
+#include "panels.h"
 
 enum { DEEP = 32, PAIR = 2, ALIKE = 4 }; /* elements of a tile's row; keys of a pair; queries served at once */
 enum { STEP = 16, RUNS = 4 * TILE + 3 }; /* keys between two looks ahead; runs of memory that are looked at next */
 
-static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-static inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 
 /* A thread's scratch where a row sees ``most`` tokens at most, a prompt and its own, and heads have d elements. */

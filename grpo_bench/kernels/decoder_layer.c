@@ -1,7 +1,7 @@
 /* A decoder layer in training (norm, attention, norm and gate, each added to what came in), forward and backward, by one call
  * each. Called one by one its kernels stand behind Python and dispatch, and those of two threads wait for one interpreter.
  * Products are torch's own, by its C interface (torch/csrc/inductor/aoti_torch/c/shim.h), but for the gradients of weights
- * in bfloat16. */
+ * in bfloat16, and in fp32 where torch's are slower than those of here. */
 #include "vectors.h"
 #ifdef TILED_ATTENTION
 #include "avx512.h"
@@ -27,7 +27,8 @@ static const int FIRST[INPUTS + 1] = {0, 3, 4, 6, LAYERS}; /* of the layers of e
 
 struct layer {
   int64_t tokens, hidden, inner, heads, kv, width; /* N, h, m, H, K, d */
-  int64_t window, prompts, most, tiled, threads, small, block; /* tiled: attention by tiles; block: rows of norms' sums */
+  int64_t window, prompts, most, tiled, own, threads, small, block; /* tiled: attention by tiles; own: products in fp32 too;
+                                                                     * block: rows of norms' sums */
   double eps[2], shifts[2], scaling;
   const int64_t *starts, *lengths, *firsts, *order;
   const float *cosines, *sines, *norms[2];
@@ -117,6 +118,58 @@ static int attention_threads(const struct layer *l, int64_t room) {
   return (int)smaller(threads_of(l, work), items);
 }
 
+#ifdef __AVX512F__
+int64_t packed_size_float32(int64_t columns, int64_t depth);
+void pack_float32_float32(const float *w, int64_t columns, int64_t depth, float *packed, int64_t tiles, int64_t first,
+                         int64_t step, int threads);
+void pack_turned_float32(const float *w, int64_t columns, int64_t depth, float *packed, int threads);
+void multiply_float32(const float *x, const float *packed, const float *bias, float *out, const float *plus, float *sum,
+                      int64_t rows, int64_t columns, int64_t depth, int gated, int threads);
+int64_t weight_gradient_room_float32(int64_t columns, int64_t depth, int threads);
+void weight_gradient_float32(const float *dy, int64_t stride, const float *x, float *dw, float *scratch, int64_t rows,
+                             int64_t columns, int64_t depth, int threads);
+
+/* Room for any of the layers' weights, packed */
+static int64_t packed_room(const struct layer *l) {
+  int64_t most = 0;
+  for (int input = 0; input < INPUTS && l->own; input++)
+    for (int i = FIRST[input]; i < FIRST[input + 1]; i++) {
+      const int64_t count = outputs(l, i), deep = depth(l, input);
+      const int64_t forward = packed_size_float32(count, deep), back = packed_size_float32(deep, count);
+      most = forward > most ? forward : most, most = back > most ? back : most;
+    }
+  return most * (int64_t)sizeof(float);
+}
+
+/* out = a W^T (+ bias), W (columns, deep); or, turned, a W, W (deep, columns): as products.py's linear and input_gradient */
+static int own_product(const struct layer *l, void *out, const void *a, const void *w, int64_t columns, int64_t deep,
+                       int is_turned, const void *bias, float *packed) {
+  const int threads = threads_of(l, columns * deep);
+  if (is_turned) pack_turned_float32(w, columns, deep, packed, threads);
+  else pack_float32_float32(w, columns, deep, packed, up(columns, 32) / 16, 0, 1, threads);
+  multiply_float32(a, packed, bias, out, 0, 0, l->tokens, columns, deep, 0, threads_of(l, l->tokens * columns * deep));
+  return 0;
+}
+
+/* out = dy^T x, dy (N, columns) and x (N, deep); without a place for scratch it only counts */
+static void own_gradient(const struct layer *l, float *out, const void *dy, const void *x, int64_t columns, int64_t deep,
+                         struct room *room) {
+  const int threads = threads_of(l, l->tokens * columns * deep);
+  float *scratch = take(room, (int64_t)sizeof *scratch * weight_gradient_room_float32(columns, deep, threads));
+  if (room->place) weight_gradient_float32(dy, columns, x, out, scratch, l->tokens, columns, deep, threads);
+}
+#else /* l->own is 0 */
+static int64_t packed_room(const struct layer *l) { return (void)l, 0; }
+static int own_product(const struct layer *l, void *out, const void *a, const void *w, int64_t columns, int64_t deep,
+                       int is_turned, const void *bias, float *packed) {
+  return (void)l, (void)out, (void)a, (void)w, (void)columns, (void)deep, (void)is_turned, (void)bias, (void)packed, -1;
+}
+static void own_gradient(const struct layer *l, float *out, const void *dy, const void *x, int64_t columns, int64_t deep,
+                         struct room *room) {
+  (void)l, (void)out, (void)dy, (void)x, (void)columns, (void)deep, (void)room;
+}
+#endif
+
 #define T float
 #define TYPE FLOAT32
 #define JOINT 0
@@ -129,7 +182,7 @@ static int attention_threads(const struct layer *l, int64_t room) {
 #undef NAME
 #undef NORM
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__) /* as in weight_gradient.c */
+#ifdef PANELS
 #define T uint16_t
 #define TYPE BFLOAT16
 #define JOINT 1

@@ -58,22 +58,23 @@ static T *NAME(part)(const struct layer *l, int layer, int input, T *made, int64
   return made + (JOINT ? before : before * l->tokens);
 }
 
-/* x by the weights of an input's layers */
-static int NAME(forward_of)(const struct layer *l, int input, const T *x, T *out) {
+/* x by the weights of an input's layers. ``packed``: packed_room() bytes. */
+static int NAME(forward_of)(const struct layer *l, int input, const T *x, T *out, float *packed) {
   const int first = JOINT ? input : FIRST[input], end = JOINT ? input + 1 : FIRST[input + 1];
   const int64_t deep = depth(l, input);
   int failed = 0;
   for (int i = first; i < end && !failed; i++) {
     const int64_t count = JOINT ? outputs_of(l, input) : outputs(l, i);
-    failed = multiplied(TYPE, dense(out, l->tokens, count), dense(x, l->tokens, deep),
-                        turned_view(dense(l->weights[i], count, deep)), l->biases[i]);
+    if (!JOINT && l->own) failed = own_product(l, out, x, l->weights[i], count, deep, 0, l->biases[i], packed);
+    else failed = multiplied(TYPE, dense(out, l->tokens, count), dense(x, l->tokens, deep),
+                             turned_view(dense(l->weights[i], count, deep)), l->biases[i]);
     out += l->tokens * count;
   }
   return failed;
 }
 
 /* The gradient by the input. In fp32 the last layer comes first, as it would with autograd; ``more``: room for the others. */
-static int NAME(of_input)(const struct layer *l, int input, const T *grads, T *out, T *more) {
+static int NAME(of_input)(const struct layer *l, int input, const T *grads, T *out, T *more, float *packed) {
   const int64_t deep = depth(l, input);
   const int first = JOINT ? input : FIRST[input], last = JOINT ? input : FIRST[input + 1] - 1;
   int failed = 0;
@@ -81,8 +82,9 @@ static int NAME(of_input)(const struct layer *l, int input, const T *grads, T *o
     int64_t stride = outputs_of(l, input), count = JOINT ? stride : outputs(l, i);
     const T *grad = JOINT ? grads : NAME(part)(l, i, input, (T *)grads, &stride);
     T *to = i == last ? out : more;
-    failed = multiplied(TYPE, dense(to, l->tokens, deep), dense(grad, l->tokens, count),
-                        dense(l->weights[i], count, deep), 0);
+    if (!JOINT && l->own) failed = own_product(l, to, grad, l->weights[i], deep, count, 1, 0, packed);
+    else failed = multiplied(TYPE, dense(to, l->tokens, deep), dense(grad, l->tokens, count),
+                             dense(l->weights[i], count, deep), 0);
 #if !JOINT
     if (i < last) NORM(summed)(out, more, out, l->tokens * deep, threads_of(l, l->tokens * deep));
 #endif
@@ -102,11 +104,15 @@ static int NAME(learned)(const struct layer *l, int input, const T *grads, const
   return 0;
 #else
   int failed = 0;
-  for (int i = FIRST[input]; i < FIRST[input + 1] && room->place && !failed; i++) {
+  const int64_t mark = room->taken;
+  for (int i = FIRST[input]; i < FIRST[input + 1] && !failed; i++) {
     int64_t stride, count = outputs(l, i);
     const T *grad = NAME(part)(l, i, input, (T *)grads, &stride);
-    failed = multiplied(TYPE, dense(l->of_weights[i], count, deep), turned_view(dense(grad, l->tokens, count)),
-                        dense(x, l->tokens, deep), 0);
+    room->taken = mark;
+    if (l->own) own_gradient(l, l->of_weights[i], grad, x, count, deep, room);
+    else if (room->place)
+      failed = multiplied(TYPE, dense(l->of_weights[i], count, deep), turned_view(dense(grad, l->tokens, count)),
+                          dense(x, l->tokens, deep), 0);
   }
   return failed;
 #endif
@@ -132,6 +138,7 @@ int64_t NAME(decoder_layer)(const struct layer *l) {
   struct room room = {l->scratch, 0, 0};
   const int64_t needed = l->tiled ? tiled_attention_room(l->most, d, 0) : attention_room(l->most, R, d, 0);
   const int workers = attention_threads(l, needed);
+  float *packed = take(&room, packed_room(l));
   T *inner = take(&room, elements * (int64_t)sizeof(T));
   const int64_t mark = room.taken;
   float *scores = take(&room, workers * needed * (int64_t)sizeof *scores);
@@ -144,7 +151,7 @@ int64_t NAME(decoder_layer)(const struct layer *l) {
   T *v = NAME(part)(l, 2, QKV, p.qkv, &apart[2]);
   const int threads = threads_of(l, elements);
   NORM(normed)(l->x, 0, 0, l->norms[0], inner, N, l->hidden, (float)l->eps[0], (float)l->shifts[0], threads);
-  if (NAME(forward_of)(l, QKV, inner, p.qkv)) return -1;
+  if (NAME(forward_of)(l, QKV, inner, p.qkv, packed)) return -1;
   NAME(rotated)(l, q, apart[0], q, apart[0], l->heads, 0);
   NAME(rotated)(l, k, apart[1], k, apart[1], l->kv, 0);
 #if JOINT && defined(TILED_ATTENTION)
@@ -154,15 +161,15 @@ int64_t NAME(decoder_layer)(const struct layer *l) {
 #endif
       (q, d, apart[0], k, d, apart[1], v, d, apart[2], p.seen, l->lse, l->starts, l->lengths, l->firsts, l->order,
        l->prompts, N, l->heads, l->kv, d, (float)l->scaling, l->window, scores, l->most, workers);
-  if (NAME(forward_of)(l, OUTPUT, p.seen, p.of_attention)) return -1;
+  if (NAME(forward_of)(l, OUTPUT, p.seen, p.of_attention, packed)) return -1;
   NORM(normed)(l->x, p.of_attention, l->out, l->norms[1], inner, N, l->hidden, (float)l->eps[1], (float)l->shifts[1],
                threads);
-  if (NAME(forward_of)(l, GATES, inner, p.gates)) return -1;
+  if (NAME(forward_of)(l, GATES, inner, p.gates, packed)) return -1;
   int64_t stride;
   T *gate = NAME(part)(l, 4, GATES, p.gates, &stride), *lets = NAME(part)(l, 5, GATES, p.gates, &stride);
   NAME(gate_sizes)(l, sizes);
   NAME(gate)(gate, lets, product, sizes[0], sizes[1], sizes[2], threads_of(l, N * l->inner));
-  if (NAME(forward_of)(l, DOWN, product, inner)) return -1;
+  if (NAME(forward_of)(l, DOWN, product, inner, packed)) return -1;
   NORM(summed)(l->out, inner, l->out, elements, threads);
   return 0;
 }
@@ -182,6 +189,9 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   T *q = NAME(part)(l, 0, QKV, p.qkv, &apart[0]), *k = NAME(part)(l, 1, QKV, p.qkv, &apart[1]);
   T *v = NAME(part)(l, 2, QKV, p.qkv, &apart[2]);
 
+  float *packed = take(&room, packed_room(l));
+  const int64_t start = room.taken;
+
   /* the gates' product becomes its gradient, and that the product again, in one place */
 #if JOINT
   T *grad = take(&room, elements * size);
@@ -191,7 +201,7 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
 #endif
   T *product = take(&room, N * l->inner * size);
   if (!counts) {
-    if (NAME(of_input)(l, DOWN, grad, product, 0)) return -1;
+    if (NAME(of_input)(l, DOWN, grad, product, 0, packed)) return -1;
     T *gate = NAME(part)(l, 4, GATES, p.gates, &stride), *lets = NAME(part)(l, 5, GATES, p.gates, &stride);
     NAME(gate_sizes)(l, sizes);
     NAME(gate_gradient)(gate, lets, product, gate, lets, product, sizes[0], sizes[1], sizes[2],
@@ -200,7 +210,7 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   if (NAME(learned)(l, DOWN, grad, product, &room)) return -1;
 
   /* what stands before the gates, and what the norm before them made, in one place */
-  room.taken = 0;
+  room.taken = start;
 #if JOINT
   T *low = take(&room, elements * size), *more = 0;
 #else
@@ -209,7 +219,7 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   int64_t mark = room.taken;
   T *inner = take(&room, elements * size);
   if (!counts) {
-    if (NAME(of_input)(l, GATES, p.gates, inner, more)) return -1;
+    if (NAME(of_input)(l, GATES, p.gates, inner, more, packed)) return -1;
     NORM(norm_gradient)(l->x, p.of_attention, l->norms[1], inner, l->grad, total, low, inner, l->sums[1], N, l->hidden,
                         (float)l->eps[1], (float)l->shifts[1], l->block, threads);
   }
@@ -222,7 +232,7 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   mark = room.taken;
   if (!counts) {
     if (l->of_output) memcpy(l->of_output, middle, (size_t)(elements * size));
-    if (NAME(of_input)(l, OUTPUT, middle, of_seen, 0)) return -1;
+    if (NAME(of_input)(l, OUTPUT, middle, of_seen, 0, packed)) return -1;
   }
   if (NAME(learned)(l, OUTPUT, middle, p.seen, &room)) return -1;
 
@@ -248,11 +258,11 @@ int64_t NAME(decoder_layer_gradient)(const struct layer *l) {
   }
 
   /* what came in */
-  room.taken = 0;
+  room.taken = start;
   more = JOINT ? 0 : take(&room, elements * size);
   inner = take(&room, elements * size);
   if (!counts) {
-    if (NAME(of_input)(l, QKV, p.qkv, inner, more)) return -1;
+    if (NAME(of_input)(l, QKV, p.qkv, inner, more, packed)) return -1;
     NORM(norm_gradient)(l->x, 0, l->norms[0], inner, total, total, 0, inner, l->sums[0], N, l->hidden,
                         (float)l->eps[0], (float)l->shifts[0], l->block, threads);
   }

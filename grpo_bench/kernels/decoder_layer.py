@@ -20,6 +20,7 @@ from grpo_bench import kernels
 from grpo_bench.kernels import NAMES, _library
 from grpo_bench.kernels.attention import Sequences, _tiled
 from grpo_bench.kernels.layers import NORM_ROWS
+from grpo_bench.kernels.products import FEW_TOKENS, trains
 
 # of torch, in the order of ``use_torch``
 FUNCTIONS = (
@@ -50,7 +51,8 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "hidden", "inner", "heads", "kv", "width")),
-        *((name, ctypes.c_int64) for name in ("window", "prompts", "most", "tiled", "threads", "small", "block")),
+        *((name, ctypes.c_int64) for name in ("window", "prompts", "most", "tiled", "own")),
+        *((name, ctypes.c_int64) for name in ("threads", "small", "block")),
         ("eps", ctypes.c_double * 2), ("shifts", ctypes.c_double * 2), ("scaling", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("starts", "lengths", "firsts", "order", "cosines", "sines")),
         ("norms", ctypes.c_void_p * 2), ("weights", ctypes.c_void_p * LAYERS), ("biases", ctypes.c_void_p * LAYERS),
@@ -146,11 +148,13 @@ class Layer:
         assert sequences.tokens == tokens
         parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order, *angles)
         near = recipe.window if recipe.window is not None and recipe.window < sequences.most else 0
+        own = dtype == torch.float32 and tokens >= FEW_TOKENS and all(trains(t, dtype) for t in weights)
         given = _Layer(
             tokens, hidden, sizes[4], sizes[0] // width, sizes[1] // width, width, near, len(sequences.order),
-            sequences.most, int(dtype == torch.bfloat16 and _tiled()), torch.get_num_threads(), kernels.SMALL,
-            NORM_ROWS, _Two(*recipe.eps), _Two(*recipe.shifts), recipe.scaling, *(t.data_ptr() for t in parts),
-            _Pair(*(t.data_ptr() for t in norms)), _Addresses(*(t.data_ptr() for t in weights)),
+            sequences.most, int(dtype == torch.bfloat16 and _tiled()), int(own), torch.get_num_threads(),
+            kernels.SMALL, NORM_ROWS, _Two(*recipe.eps), _Two(*recipe.shifts), recipe.scaling,
+            *(t.data_ptr() for t in parts), _Pair(*(t.data_ptr() for t in norms)),
+            _Addresses(*(t.data_ptr() for t in weights)),
         )  # fmt: skip
         given.x = x.data_ptr()
         return Layer(given, dtype, sizes, (x, *parts, *norms, *weights))

@@ -1,21 +1,30 @@
-/* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles (AMX), sums in fp32. The matrix is packed
+/* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles or its dot products of pairs (panels.h),
+ * sums in fp32. The matrix is packed
  * beforehand, in the order in which it is read: a step of decoding reads each weight once for few rows, so that the speed
  * of memory decides, and a library that must first rearrange the weights at each call takes about twice as long (measured). */
 #include "vectors.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
-#include "tiles.h"
+#ifdef PANELS
+#include "panels.h"
 #ifdef __AVX512BF16__
 #include "avx512.h"
 #endif
+#ifdef TILES
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 enum { DEEP = 32, WIDE = 32, PAIR = WIDE * DEEP, AHEAD = 3 }; /* a block: 32 columns, 32 deep; blocks fetched ahead */
 enum { CACHED = 1 << 18 }; /* elements of x by which each block is multiplied in turn: they stay in a core's cache */
 
 /* Linux gives a process the tiles on request; 0 where it does not. */
-int can_multiply_bfloat16(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+int can_multiply_bfloat16(void) {
+#ifdef TILES
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return 1;
+#endif
+}
 
 /* Elements of a packed (columns, depth) matrix. */
 int64_t packed_size_bfloat16(int64_t columns, int64_t depth) { return up(columns, WIDE) * up(depth, DEEP); }
@@ -141,6 +150,7 @@ static inline __attribute__((always_inline)) void put_rows(const struct made *m,
   for (int64_t r = from; r < end && !m->gated; r++) put(m, r);
 }
 
+#ifdef TILES
 /* 32 rows of x by a block of 32 columns, sums left in tiles 0 to 3. ``fetch``: the weights are read for the first time;
  * what lies behind them is the next block. Meanwhile what was ``made`` before is put where it goes: by itself that would
  * leave memory idle for a seventh of the time. Weights pass the first cache by, which keeps x. */
@@ -169,6 +179,47 @@ static inline __attribute__((always_inline)) void add_up(const uint16_t *a, int6
     _tile_dpbf16ps(3, 5, 7);
   }
 }
+
+/* The same, and the sums into ``own``, which is then what was ``made``. */
+static inline __attribute__((always_inline)) void advance(const uint16_t *a, int64_t stride, const uint16_t *w, int64_t deep,
+                                                          int fetch, struct made *made, struct made next) {
+  if (fetch) add_up(a, stride, w, deep, 1, made);
+  else add_up(a, stride, w, deep, 0, made);
+  _tile_stored(0, next.sums[0], 64);
+  _tile_stored(1, next.sums[1], 64);
+  _tile_stored(2, next.sums[0][TILE], 64);
+  _tile_stored(3, next.sums[1][TILE], 64);
+  MEMORY(next.sums);
+  *made = next;
+}
+#else
+/* Up to 32 rows of x by a block of 32 columns, and the sums to where they go: nothing stays ``made``. */
+static void advance(const uint16_t *a, int64_t stride, const uint16_t *w, int64_t deep, int fetch, struct made *made,
+                    struct made next) {
+  const int64_t parts = (next.tall + MOST_DOTTED - 1) / MOST_DOTTED;
+  const char *ahead = (const char *)(w + deep * PAIR);
+  const int64_t lines = fetch ? (deep * PAIR * 2 / 64 + parts - 1) / parts : 0;
+  for (int64_t i = 0; i < parts; i++, ahead += lines * 64) {
+    const int64_t row = i * next.tall / parts, tall = (i + 1) * next.tall / parts - row;
+    __m512 left[MOST_DOTTED], right[MOST_DOTTED];
+#define ROWS(count)                                                                                                    \
+  case count:                                                                                                          \
+    for (int r = 0; r < count; r++) left[r] = right[r] = _mm512_setzero_ps();                                          \
+    dots(a + row * stride, stride, DEEP, w, PAIR, deep, count, left, right, ahead, lines);                             \
+    for (int r = 0; r < count; r++) {                                                                                  \
+      _mm512_store_ps(next.sums[0][row + r], left[r]);                                                                 \
+      _mm512_store_ps(next.sums[1][row + r], right[r]);                                                                \
+    }                                                                                                                  \
+    break;
+    switch (tall) {
+      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12) ROWS(13) ROWS(14)
+    }
+#undef ROWS
+  }
+  put_rows(&next, 0, next.tall);
+  made->tall = 0;
+}
+#endif
 
 /* x (rows, depth) bfloat16, dense, by a packed (columns, depth) matrix -> out (rows, columns) bfloat16, dense, plus bias
  * (columns) unless it is null; with ``plus`` (rows, columns) also ``sum``, out + plus. ``gated``: the matrix is two, whose
@@ -203,15 +254,8 @@ void multiply_bfloat16(const uint16_t *x, const uint16_t *packed, const uint16_t
         const uint16_t *w = packed + block * deep * PAIR;
         for (int64_t row = start; row < end; row += 32) {
           const uint16_t *in = row < there ? x + row * stride : padded + (row - there) * stride;
-          if (row > start) add_up(in, stride, w, deep, 0, &made);
-          else add_up(in, stride, w, deep, 1, &made);
           float(*own)[32][TILE] = made.sums == sums[0] ? sums[1] : sums[0];
-          _tile_stored(0, own[0], 64);
-          _tile_stored(1, own[1], 64);
-          _tile_stored(2, own[0][TILE], 64);
-          _tile_stored(3, own[1][TILE], 64);
-          MEMORY(sums);
-          made = (struct made){to, own, row, smaller(rows - row, 32), block, gated};
+          advance(in, stride, w, deep, row == start, &made, (struct made){to, own, row, smaller(rows - row, 32), block, gated});
         }
       }
     }

@@ -1,7 +1,9 @@
 """Matrix products on a processor: with weights packed for it, and the gradients of weights.
 
 A library lays a matrix out anew at each call; ``products.c`` and ``products_float32.c`` read one that was packed
-beforehand, for the few rows of a decode step, and ``weight_gradient.c`` sums bfloat16 products in fp32.
+beforehand, for the few rows of a decode step, and ``weight_gradient.c`` sums bfloat16 products in fp32. Where torch's
+products in fp32 do not use all of a processor, training's are made here too (``linear``, ``input_gradient``,
+``weight_gradients``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from grpo_bench import kernels
 from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_products, _library, _threads
 
 TILE = 16  # columns of one tile of what is packed
+FEW_TOKENS = 64  # of training: fewer are too little work to lay out the factors for; chosen, not measured
 
 
 def multiplies(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
@@ -118,20 +121,46 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
 
 
 @cache
-def _has_weight_gradient() -> bool:
-    return _has_products(torch.bfloat16) and bool(_library().weight_gradient_room(TILES, TILES, TILES, 1))  # type: ignore[union-attr]
+def _has_weight_gradient(dtype: torch.dtype) -> bool:
+    library: Any = _library()
+    if not _has_products(dtype):
+        return False
+    if dtype == torch.float32:
+        return bool(library.can_train_float32())
+    return bool(library.weight_gradient_room(TILES, TILES, TILES, 1))
 
 
-def trains(weight: Tensor) -> bool:
-    """Whether the gradient of these (m,k) fp32 weights of a layer that computes in bfloat16 is made here."""
+def trains(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether training's products with these (m,k) fp32 weights are made here, of a layer that computes in ``dtype``.
+
+    In bfloat16 the weights' gradient, in fp32 all three: where torch's are slower.
+    """
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return kernels.allowed() and on_cpu and weight.dim() == 2 and _has_weight_gradient()
+    return kernels.allowed() and on_cpu and weight.dim() == 2 and dtype in NAMES and _has_weight_gradient(dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """fp32 (...,k) and (m,k) -> (...,m): x·weightᵀ + bias."""
+    columns, depth = weight.shape
+    packed = pack(weight, weight.new_empty(_packed_size(columns, depth, weight.dtype)))
+    return multiply(x, packed, columns, None if bias is None else bias.contiguous())
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """fp32 (...,m) and (m,k) -> (...,k): grad·weight."""
+    weight = weight.contiguous()
+    depth, columns = weight.shape
+    packed = weight.new_empty(_packed_size(columns, depth, weight.dtype))
+    _call("pack_turned_float32", weight.data_ptr(), columns, depth, packed.data_ptr(), _threads(weight.numel()))
+    return multiply(grad, packed, columns)
 
 
 def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    """(n,m) for each of some layers of one input and (n,k), bfloat16 -> each layer's (m,k) fp32: gradᵀ·x, summed in
-    fp32. ``x`` is laid out once for all of them."""
+    """(n,m) for each of some layers of one input and (n,k), all of one type -> each layer's (m,k) fp32: gradᵀ·x, summed
+    in fp32. In bfloat16 ``x`` is laid out once for all of them."""
     x = x.contiguous()
+    if x.dtype == torch.float32:
+        return [_weight_gradient_float32(_dense_last(grad), x) for grad in grads]
     rows, depth = x.shape
     library: Any = _library()
     threads = _threads(rows * depth * max(grad.shape[1] for grad in grads))
@@ -155,3 +184,19 @@ def weight_gradients(grads: Sequence[Tensor], x: Tensor) -> list[Tensor]:
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """``weight_gradients`` of one layer."""
     return weight_gradients([grad], x)[0]
+
+
+def _weight_gradient_float32(grad: Tensor, x: Tensor) -> Tensor:
+    rows, depth = x.shape
+    columns = grad.shape[1]
+    assert grad.shape[0] == rows
+    assert grad.dtype == x.dtype == torch.float32
+    library: Any = _library()
+    out, threads = torch.empty(columns, depth), _threads(rows * columns * depth)
+    scratch = torch.empty(library.weight_gradient_room_float32(columns, depth, threads))
+    _call(
+        "weight_gradient_float32",
+        grad.data_ptr(), grad.stride(0), x.data_ptr(), out.data_ptr(), scratch.data_ptr(), rows, columns, depth,
+        threads,
+    )  # fmt: skip
+    return out

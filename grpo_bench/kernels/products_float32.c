@@ -6,6 +6,8 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 
+#include "turn.h"
+
 enum { TILE = 16, WIDE = 2 * TILE, TALL = 14, DEEP = 8 }; /* a block: 32 columns; rows at once, whose sums fill registers */
 enum { CACHED = 1 << 18 }; /* elements of x by which each block is multiplied in turn: they stay in a core's cache */
 enum { PARTS = 4 };        /* blocks by rows that a thread has at least, where there are rows enough */
@@ -15,16 +17,41 @@ int can_multiply_float32(void) { return 1; }
 /* Elements of a packed (columns, depth) matrix. */
 int64_t packed_size_float32(int64_t columns, int64_t depth) { return up(columns, WIDE) * depth; }
 
+static inline __mmask16 first_of(int64_t count) {
+  return count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
 /* (columns, depth) -> [columns / 32][depth][2 tiles][16 columns]. ``tiles``: of 16 columns, zeros beyond those there are; the
  * i-th becomes the (first + step i)-th of ``packed``, which may hold several matrices of one depth. */
 void pack_float32_float32(const float *w, int64_t columns, int64_t depth, float *packed, int64_t tiles, int64_t first,
                          int64_t step, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t tile = 0; tile < tiles; tile++) {
-    const int64_t place = first + tile * step, there = columns - tile * TILE;
+    const int64_t place = first + tile * step;
     float *to = packed + place / 2 * WIDE * depth + place % 2 * TILE;
-    for (int64_t k = 0; k < depth; k++)
-      for (int64_t c = 0; c < TILE; c++) to[k * WIDE + c] = c < there ? w[(tile * TILE + c) * depth + k] : 0.0f;
+    for (int64_t k = 0; k < depth; k += TILE) {
+      __m512i rows[TILE];
+      for (int64_t c = 0; c < TILE; c++) {
+        const int64_t column = tile * TILE + c;
+        rows[c] = _mm512_maskz_loadu_epi32(column < columns ? first_of(depth - k) : 0, w + column * depth + k);
+      }
+      turn(rows);
+      for (int64_t i = 0; i < smaller(depth - k, TILE); i++) _mm512_storeu_si512(to + (k + i) * WIDE, rows[i]);
+    }
+  }
+}
+
+/* The same of a whole matrix that lies the other way: w (depth, columns). */
+void pack_turned_float32(const float *w, int64_t columns, int64_t depth, float *packed, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t block = 0; block < up(columns, WIDE); block += WIDE) {
+    const __mmask16 one = first_of(columns - block), two = first_of(columns - block - TILE);
+    const float *from = w + block;
+    float *to = packed + block * depth;
+    for (int64_t k = 0; k < depth; k++, from += columns, to += WIDE) {
+      _mm512_storeu_ps(to, _mm512_maskz_loadu_ps(one, from));
+      _mm512_storeu_ps(to + TILE, _mm512_maskz_loadu_ps(two, from + TILE));
+    }
   }
 }
 
@@ -88,7 +115,7 @@ struct target {
 static void put(struct target to, float sums[TALL][WIDE], int64_t row, int64_t tall, int64_t block) {
   for (int half = 0; half < 2; half++) {
     const int64_t first = block * WIDE + half * TILE, count = to.columns - first;
-    const __mmask16 there = count >= TILE ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+    const __mmask16 there = first_of(count);
     const __m512 more = to.bias ? _mm512_maskz_loadu_ps(there, to.bias + first) : _mm512_setzero_ps();
     for (int64_t r = 0; r < tall; r++) {
       const int64_t at = (row + r) * to.columns + first;

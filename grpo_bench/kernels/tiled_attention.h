@@ -9,9 +9,9 @@
  * A prompt's columns fill the first panels; those of a row that continues it begin a panel of their own, so that the
  * prompt's are laid out once for all of its rows. */
 #include "avx512.h"
-#include "tiles.h"
+#include "panels.h"
 
-enum { SIDE = 32, PANEL = SIDE * SIDE, SUBS = 4 }; /* SUBS: panels of queries whose gradients are made together */
+enum { SUBS = 4 }; /* SUBS: panels of queries whose gradients are made together */
 
 static inline int64_t panels(int64_t x) { return (x + SIDE - 1) / SIDE; }
 static inline __mmask32 first_of(int64_t count) { return count < SIDE ? ((__mmask32)1 << count) - 1 : ~(__mmask32)0; }
@@ -68,43 +68,6 @@ static inline void queries_laid_out(const uint16_t *x, int64_t head, int64_t row
       _mm512_store_si512(to + e * SIDE + r * SIDE, part);
     }
     if (++h == R) h = 0, token++;
-  }
-}
-
-static inline __attribute__((always_inline)) void nothing(void) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
-
-/* 32 by 32 sums, ``width`` floats from row to row, into the tiles and out of them */
-static inline __attribute__((always_inline)) void sums_in(const float *from, int64_t width) {
-  _tile_loadd(0, from, width * 4);
-  _tile_loadd(1, from + TILE, width * 4);
-  _tile_loadd(2, from + TILE * width, width * 4);
-  _tile_loadd(3, from + TILE * width + TILE, width * 4);
-}
-
-static inline __attribute__((always_inline)) void sums_out(float *to, int64_t width) {
-  _tile_stored(0, to, width * 4);
-  _tile_stored(1, to + TILE, width * 4);
-  _tile_stored(2, to + TILE * width, width * 4);
-  _tile_stored(3, to + TILE * width + TILE, width * 4);
-}
-
-/* The sums in the tiles += ``deep`` panels of a left factor by as many of a right one, steps in panels */
-static inline __attribute__((always_inline)) void add_product(const uint16_t *a, int64_t a_step, const uint16_t *b,
-                                                              int64_t b_step, int64_t deep) {
-  for (int64_t k = 0; k < deep; k++, a += a_step * PANEL, b += b_step * PANEL) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + PANEL / 2, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + PANEL / 2, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
   }
 }
 
@@ -323,9 +286,7 @@ void tiled_attention(const uint16_t *q, int64_t q_head, int64_t q_row, const uin
           __m512 top[2] = {_mm512_set1_ps(-INFINITY), _mm512_set1_ps(-INFINITY)}, total[2] = {{0}, {0}}, by[2];
           for (int64_t c = from; c < to; c++) {
             float *scores = r.scores + (c - from) * PANEL;
-            nothing();
-            add_product(r.keys + c * deep * PANEL, 1, r.query, 1, deep);
-            sums_out(scores, SIDE);
+            multiply_panels(r.keys + c * deep * PANEL, 1, r.query, 1, deep, scores, SIDE, 0);
           }
           MEMORY(r.scores);
           for (int64_t c = from; c < to; c++) {
@@ -342,9 +303,7 @@ void tiled_attention(const uint16_t *q, int64_t q_head, int64_t q_row, const uin
           MEMORY(r.weights);
           for (int half = 0; half < 2; half++) by[half] = _mm512_div_ps(_mm512_set1_ps(1.0f), total[half]);
           for (int64_t e = 0; e < deep; e++) {
-            nothing();
-            add_product(r.values + (from * deep + e) * PANEL, deep, r.weights, 1, to - from);
-            sums_out(r.sums, SIDE);
+            multiply_panels(r.values + (from * deep + e) * PANEL, deep, r.weights, 1, to - from, r.sums, SIDE, 0);
             MEMORY(r.sums);
             handed_out(r.sums, by, R, m, count, d - e * SIDE, out + (start * H + head) * d + e * SIDE, d, H * d);
           }
@@ -426,12 +385,8 @@ void tiled_attention_gradient(const uint16_t *q, int64_t q_head, int64_t q_row, 
             while (to_panel(see + low) <= c) low++;
             while (from_panel(see + high - 1) > c) high--;
             for (int64_t i = low; i < high; i++) {
-              nothing();
-              add_product(r.keys + c * deep * PANEL, 1, r.query + i * deep * PANEL, 1, deep);
-              sums_out(r.scores, SIDE);
-              nothing();
-              add_product(r.values + c * deep * PANEL, 1, r.grad + i * deep * PANEL, 1, deep);
-              sums_out(r.of_weights, SIDE);
+              multiply_panels(r.keys + c * deep * PANEL, 1, r.query + i * deep * PANEL, 1, deep, r.scores, SIDE, 0);
+              multiply_panels(r.values + c * deep * PANEL, 1, r.grad + i * deep * PANEL, 1, deep, r.of_weights, SIDE, 0);
               MEMORY(r.scores);
               uint16_t *weights = r.weights + i * PANEL, *slopes = r.slopes + i * PANEL;
               const float *less = r.lse + i * SIDE, *mean = r.mean + i * SIDE;
@@ -446,22 +401,16 @@ void tiled_attention_gradient(const uint16_t *q, int64_t q_head, int64_t q_row, 
             for (int64_t e = 0; e < deep; e++) {
               float *of_values = r.of_values + c * deep * PANEL + e * SIDE;
               float *of_keys = r.of_keys + c * deep * PANEL + e * SIDE;
-              sums_in(of_values, width);
-              add_product(r.weights + low * PANEL, 1, r.grad_turned + (low * deep + e) * PANEL, deep, high - low);
-              sums_out(of_values, width);
-              sums_in(of_keys, width);
-              add_product(r.slopes + low * PANEL, 1, r.query_turned + (low * deep + e) * PANEL, deep, high - low);
-              sums_out(of_keys, width);
+              multiply_panels(r.weights + low * PANEL, 1, r.grad_turned + (low * deep + e) * PANEL, deep, high - low, of_values, width, 1);
+              multiply_panels(r.slopes + low * PANEL, 1, r.query_turned + (low * deep + e) * PANEL, deep, high - low, of_keys, width, 1);
             }
           }
           for (int64_t i = 0; i < subs; i++) {
             const int64_t at = m + i * SIDE, count = smaller(SIDE, queries - at);
             const int64_t low = from_panel(see + i), high = to_panel(see + i);
             for (int64_t e = 0; e < deep; e++) {
-              nothing();
-              add_product(r.keys_turned + (low * deep + e) * PANEL, deep,
-                          r.slopes_turned + ((low - from) * r.subs + i) * PANEL, r.subs, high - low);
-              sums_out(r.sums, SIDE);
+              multiply_panels(r.keys_turned + (low * deep + e) * PANEL, deep,
+                          r.slopes_turned + ((low - from) * r.subs + i) * PANEL, r.subs, high - low, r.sums, SIDE, 0);
               MEMORY(r.sums);
               handed_out(r.sums, scales, R, at, count, d - e * SIDE, dq + (start * H + head) * d + e * SIDE, d, H * d);
             }

@@ -9,8 +9,14 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__linux__)
+/* Where products in bfloat16 are made here (panels.h): by matrix tiles, or by dot products of pairs */
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__linux__)
+#define TILES
+#define PANELS
+#elif defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define PANELS
+#endif
+#if defined(PANELS) && defined(__AVX512BF16__)
 #define TILED_ATTENTION /* attention.c compiles it, and decoder_layer.c calls it; avx512.h can be used */
 #endif
 

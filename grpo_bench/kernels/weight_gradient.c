@@ -5,16 +5,18 @@
  * in which tiles read it ("panels" of 32 by 32), which costs one pass over it; a library that turns one of them element by
  * element takes about 1.4 times as long (measured). All of both laid out first, and then multiplied, took 1.1 to 1.25 times
  * as long as a part of the left one at a time. */
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
-#include "tiles.h"
 #include "vectors.h"
 
-enum { SIDE = 32, HALF = TILE, PANEL = SIDE * SIDE };
+#ifdef PANELS
+#include "panels.h"
+
+enum { HALF = TILE };
+#ifdef TILES
 enum { GROUP = 8, DEEP = 64 }; /* blocks of the result's rows and panels of tokens at a time: what is laid out of the left
                                 * factor stays in a core's second cache, and the right factor comes ahead of its use */
+#else
+enum { GROUP = 8, DEEP = 8 }; /* the same; and what is multiplied at once stays in the first */
+#endif
 
 static inline int64_t blocks(int64_t x) { return (x + SIDE - 1) / SIDE; }
 
@@ -57,6 +59,7 @@ static inline void right_panel(const uint16_t *x, int64_t stride, int64_t rows, 
 
 /* Sums of a block, 32 by 32, rows ``step`` apart: ``deep`` panels more of them, or the first. Meanwhile ``lines`` of 64 bytes
  * from ``next`` on are asked for, a few at each step. */
+#ifdef TILES
 static inline __attribute__((always_inline)) void block(const uint16_t *a, const uint16_t *b, int64_t deep, float *sums,
                                                         int64_t step, int first, const char *next, int64_t lines) {
   if (first) {
@@ -92,6 +95,14 @@ static inline __attribute__((always_inline)) void block(const uint16_t *a, const
   _tile_stored(2, sums + HALF * step, step * 4);
   _tile_stored(3, sums + HALF * step + HALF, step * 4);
 }
+#else
+static inline __attribute__((always_inline)) void block(const uint16_t *a, const uint16_t *b, int64_t deep, float *sums,
+                                                        int64_t step, int first, const char *next, int64_t lines) {
+  for (int64_t i = 0; i < lines; i++) _mm_prefetch(next + i * 64, _MM_HINT_T1);
+  if (first) multiply_panels(a, 1, b, 1, deep, sums, step, 0);
+  else multiply_panels(a, 1, b, 1, deep, sums, step, 1);
+}
+#endif
 
 /* Elements of bfloat16 that the panels take; 0 where this was compiled without tiles. */
 int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth, int threads) {

@@ -80,16 +80,22 @@ def _gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
         probs[part] = wide
 
 
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(n,h), (V,h) of one type -> (n,V)."""
+    wide = hidden.dtype == torch.float32 and products.trains(weight, torch.float32)
+    return products.linear(hidden, weight) if wide else hidden @ weight.mT
+
+
 class _HeadLogp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         """``cast`` is ``weight`` in the products' precision; the gradient is ``weight``'s."""
-        ctx.dtypes, ctx.kernels = (hidden.dtype, weight.dtype), products.trains(weight)
+        ctx.dtypes, ctx.own = (hidden.dtype, weight.dtype), products.trains(weight, cast.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(cast.dtype)
-            logits = hidden @ cast.mT
+            logits = _logits(hidden, cast)
             logp, entropy = _soften(logits, targets, temperature)
         ctx.temperature = temperature
         ctx.probs = logits if keep and ctx.needs_input_grad[0] else None
@@ -106,12 +112,15 @@ class _HeadLogp(torch.autograd.Function):
         ctx.probs = None
         with torch.autocast(hidden.device.type, enabled=False):
             if probs is None:
-                probs = hidden @ weight.mT
+                probs = _logits(hidden, weight)
                 _soften(probs, targets, ctx.temperature)
             _gradient(probs, targets, grads[0] / ctx.temperature)
-            grad_hidden = (probs @ weight).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-            grad_weight = None
-            if ctx.needs_input_grad[1]:
-                own = ctx.kernels and probs.dtype == torch.bfloat16
-                grad_weight = products.weight_gradient(probs, hidden) if own else (probs.mT @ hidden).to(ctx.dtypes[1])
+            grad_hidden = grad_weight = None
+            if ctx.needs_input_grad[0]:
+                wide = products.trains(weight, torch.float32) and probs.dtype == torch.float32
+                grad_hidden = products.input_gradient(probs, weight) if wide else (probs @ weight).to(ctx.dtypes[0])
+            if ctx.needs_input_grad[1] and ctx.own:
+                grad_weight = products.weight_gradient(probs, hidden)
+            elif ctx.needs_input_grad[1]:
+                grad_weight = (probs.mT @ hidden).to(ctx.dtypes[1])
         return grad_hidden, grad_weight, None, None, None, None

@@ -1,9 +1,11 @@
-"""Linear layers of training in bfloat16 on a CPU: the gradient of their fp32 weights is the product's fp32 sum.
+"""Linear layers of training on a CPU. In bfloat16 the gradient of their fp32 weights is the product's fp32 sum.
 
 Under autocast torch rounds that gradient to bfloat16 and turns it back into fp32, and multiplies more slowly (see
 ``kernels/weight_gradient.c``). Layers of one input (queries, keys and values; a gate and what it lets through) are one
 operation: their gradients by it are summed within the products, and it is laid out once for the gradients of all their
-weights. Layers whose sizes, types or devices ``kernels.products.trains`` does not take stay torch's.
+weights. In fp32 a layer's products are made here where torch's use half of a processor (see
+``kernels/weight_gradient_float32.c``). Layers whose sizes, types or devices ``kernels.products.trains`` does not take
+stay torch's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from grpo_bench.kernels import products
 
 GATES = ("gate_proj", "up_proj")
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), GATES)  # layers of one input, by their usual names
-FEW_TOKENS = 64  # fewer are too little work to lay out the factors for; chosen, not measured
 
 
 class _Linears(torch.autograd.Function):
@@ -65,6 +66,24 @@ class _Linears(torch.autograd.Function):
         for i, made in zip(asked, products.weight_gradients(own, x.reshape(-1, x.shape[-1])), strict=True):
             out[2 + i] = made
         return tuple(out)
+
+
+class _WideLinear(torch.autograd.Function):
+    """A layer in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return products.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].reshape(-1, len(weight))
+        of_x = products.input_gradient(grad, weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        of_weight = products.weight_gradient(grad, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def input_gradient(grads: Sequence[Tensor], weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -149,13 +168,17 @@ class TrainedSiblings(Siblings):
 
 
 class TrainedLinear(nn.Linear):
-    """A linear layer whose weight's gradient is made here while autocast to bfloat16 is on."""
+    """A linear layer whose weight's gradient is made here while autocast to bfloat16 is on, or, where that is faster,
+    all of whose products are, in fp32."""
 
     joined: TrainedSiblings | None = None
     number = 0  # among them
     low: Tensor | None = None  # its weight in bfloat16, as long as that does not change
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.multiplies(input):
+            made: Tensor = _WideLinear.apply(input, self.weight, self.bias)
+            return made
         if not self.trains(input):
             return super().forward(input)
         if self.joined is not None and self.joined.take(input):
@@ -163,11 +186,18 @@ class TrainedLinear(nn.Linear):
         out: Tensor = _Linears.apply(input, [self.low], self.weight, self.bias)[0]
         return out
 
+    def multiplies(self, input: Tensor) -> bool:
+        """Whether what it makes of ``input``, and its gradients, are products in fp32 that are made here."""
+        wide = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and input.device.type == "cpu"
+        many = input.numel() >= products.FEW_TOKENS * self.in_features
+        fits = self.bias is None or (self.bias.dtype == input.dtype and self.bias.shape == self.weight.shape[:1])
+        return wide and many and fits and products.trains(self.weight, torch.float32)
+
     def trains(self, input: Tensor) -> bool:
         """Whether the gradient of its weight by what it makes of ``input`` is made here."""
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         trained = torch.is_grad_enabled() and self.weight.requires_grad
-        many = input.numel() >= FEW_TOKENS * self.in_features
+        many = input.numel() >= products.FEW_TOKENS * self.in_features
         return (
             low
             and trained

@@ -71,7 +71,8 @@ class Packed:
 class PackedLinear(nn.Linear):
     """A linear layer that is sampled from, through weights ``packed`` for that.
 
-    Where it holds the weights as they are too (``dense``), only few rows at a time go through the packed ones.
+    Where it holds the weights as they are too (``dense``), many rows at a time only go through the packed ones where a
+    library is slower.
     """
 
     packed: Tensor
@@ -88,8 +89,10 @@ class PackedLinear(nn.Linear):
             self.dense or self.packed.dtype != torch.bfloat16 or not torch.is_autocast_enabled("cpu")
         ):
             return False
-        few = input.numel() <= FEW_ROWS * self.in_features and products.multiplies(self.weight, self.packed.dtype)
-        return few or not self.dense
+        if not self.dense:
+            return True
+        few = input.numel() <= FEW_ROWS * self.in_features or products.trains(self.weight, self.packed.dtype)
+        return few and products.multiplies(self.weight, self.packed.dtype)
 
 
 def _multiplied(x: Tensor, packed: Tensor, columns: int, bias: Tensor | None = None, gated: bool = False) -> Tensor:

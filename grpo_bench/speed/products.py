@@ -116,9 +116,11 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
     """
     trunk, head = _layers(model, dtype)
     device = head.device
-    own = dtype == torch.bfloat16 and products.trains(torch.empty(1, 1, device=device))
     trunks = [(trunk, False)]
-    if own:  # its layers of one input by themselves, and as one
+    own = products.trains(torch.empty(1, 1, device=device), dtype)
+    if own and dtype == torch.float32:
+        trunks.append((trunk, True))
+    elif own:  # its layers of one input by themselves, and as one
         trunks += [(trunk, True), ([[torch.cat(layers)] if len(layers) > 1 else layers for layers in trunk], True)]
     widths = {n for layers, _ in trunks for w in [*chain.from_iterable(layers), head] for n in w.shape}
     ways: list[Way] = []
@@ -150,6 +152,12 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
 def _train(layers: list[Tensor], data: dict[tuple[int, int], Tensor], rows: int, kernel: bool) -> None:
     """Layers of one input, as ``policy.linear`` and ``policy.decoder_layer`` have them."""
     x, grads = data[rows, layers[0].shape[1]], [data[rows, w.shape[0]] for w in layers]
+    if kernel and x.dtype == torch.float32:
+        for w, grad in zip(layers, grads, strict=True):
+            products.linear(x, w)
+            products.input_gradient(grad, w)
+        products.weight_gradients(grads, x)
+        return
     for w in layers:
         nn.functional.linear(x, w)
     total = grads[0] @ layers[0]
