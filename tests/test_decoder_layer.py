@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from kernel_data import kernels_on, needs_compiler, needs_training_tiles  # noqa: F401
+from kernel_data import kernels_on, needs_compiler, needs_training_tiles, own_fp32  # noqa: F401
 from model_data import batch_of, make, network, ragged
 from torch import Tensor, nn
 from transformers import (
@@ -110,11 +110,19 @@ def by_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", MODELS)
-def test_in_full_precision_every_bit_is_the_modules(kind, threads, calls, by_modules):
+def test_in_full_precision_every_bit_is_the_modules(kind, threads, own_fp32, calls, by_modules, monkeypatch):  # noqa: F811
     torch.set_num_threads(threads)
     policy, rows = Policy(model(kind), torch.float32), rows_of()
+    own, backward = [], kernel.backward
+
+    def seen(layer, *args):
+        own.append(bool(layer.given.own))
+        return backward(layer, *args)
+
+    monkeypatch.setattr(kernel, "backward", seen)
     found = trained(policy, rows)
     assert calls == [True, True]
+    assert own == [own_fp32, own_fp32]
     expected = by_modules(policy, rows)
     assert len(found) == len(expected) == 1 + len(list(policy.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -15,7 +15,7 @@ from grpo_bench.policy.packed import Packed, pack
 
 pytestmark = needs_compiler
 TYPES = [torch.float32, torch.bfloat16]
-needs_tiles = pytest.mark.skipif(not attention._tiled(), reason="no AMX on this processor")
+needs_tiles = pytest.mark.skipif(not attention._tiled(), reason="no AMX and no AVX512_BF16 here")
 HEADS = [(4, 4, 32), (9, 3, 64), (2, 1, 12), (4, 2, 128), (7, 1, 64), (3, 1, 40), (5, 1, 80), (71, 1, 16)]
 # lengths of prompts, and the length of each row with the prompt that it continues, in any order
 RAGGED = ([5, 1, 17, 40], [(2, 6), (0, 3), (0, 20), (3, 33), (1, 2), (0, 1), (3, 0), (2, 17), (3, 1)])
