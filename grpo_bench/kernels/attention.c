@@ -1,4 +1,5 @@
 /* Training's attention of packed rows, forward and backward. */
+#include "signatures.h"
 #include "vectors.h"
 
 #include "blocks.h"

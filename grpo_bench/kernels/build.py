@@ -27,7 +27,7 @@ UNITS = (
     "decoder_layer.c",
 )  # fmt: skip
 HEADERS = (
-    "calls.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h",
+    "calls.h", "signatures.h", "vectors.h", "decode.h", "typed.h", "draw.h", "softmax.h", "elementwise.h", "norms.h",
     "norms_avx512.h", "turn.h", "panels.h", "tiles.h", "dots.h", "blocks.h", "packed_attention.h", "tiled_attention.h",
     "avx512.h", "bfloat16.h", "decoder_layer.h",
 )  # fmt: skip

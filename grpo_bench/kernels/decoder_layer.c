@@ -2,6 +2,7 @@
  * each. Called one by one its kernels stand behind Python and dispatch, and those of two threads wait for one interpreter.
  * Products are torch's own, by its C interface (torch/csrc/inductor/aoti_torch/c/shim.h), but for the gradients of weights
  * in bfloat16, and in fp32 where torch's are slower than those of here. */
+#include "signatures.h"
 #include "vectors.h"
 #ifdef TILED_ATTENTION
 #include "avx512.h"
@@ -104,12 +105,6 @@ static void *take(struct room *r, int64_t bytes) {
   return at;
 }
 
-int64_t attention_room(int64_t most, int64_t heads, int64_t d, int back);
-int64_t tiled_attention_room(int64_t most, int64_t d, int back);
-int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth, int threads);
-void weight_gradient(const uint16_t *dy, int64_t stride, const uint16_t *x, float *dw, uint16_t *scratch, int64_t rows,
-                     int64_t columns, int64_t depth, int made, int threads);
-
 enum { ATTENTION_FLOATS = 1 << 28 }; /* of all threads' scratch: where each needs much, fewer work (attention.py) */
 
 static int attention_threads(const struct layer *l, int64_t room) {
@@ -119,16 +114,6 @@ static int attention_threads(const struct layer *l, int64_t room) {
 }
 
 #ifdef __AVX512F__
-int64_t packed_size_float32(int64_t columns, int64_t depth);
-void pack_float32_float32(const float *w, int64_t columns, int64_t depth, float *packed, int64_t tiles, int64_t first,
-                         int64_t step, int threads);
-void pack_turned_float32(const float *w, int64_t columns, int64_t depth, float *packed, int threads);
-void multiply_float32(const float *x, const float *packed, const float *bias, float *out, const float *plus, float *sum,
-                      int64_t rows, int64_t columns, int64_t depth, int gated, int threads);
-int64_t weight_gradient_room_float32(int64_t columns, int64_t depth, int threads);
-void weight_gradient_float32(const float *dy, int64_t stride, const float *x, float *dw, float *scratch, int64_t rows,
-                             int64_t columns, int64_t depth, int threads);
-
 /* Room for any of the layers' weights, packed */
 static int64_t packed_room(const struct layer *l) {
   int64_t most = 0;

@@ -1,40 +1,6 @@
 /* Included by decoder_layer.c once per type of the products: T, TYPE as torch calls it, JOINT where layers of one input are
  * one product, NAME and NORM for the symbols. */
 
-void NORM(normed)(const float *x, const T *plus, float *both, const float *weight, T *out, int64_t rows, int64_t width,
-                  float eps, float shift, int threads);
-void NORM(norm_gradient)(const float *x, const T *more, const float *weight, const T *grad, const float *plus, float *of_x,
-                         T *low, T *made, float *of_weight, int64_t rows, int64_t width, float eps, float shift,
-                         int64_t some, int threads);
-void NORM(summed)(const float *x, const T *plus, float *out, int64_t count, int threads);
-void NAME(rotate)(const T *x, int64_t x_head, int64_t x_row, const float *cosines, const float *sines, T *out,
-                  int64_t out_head, int64_t out_row, int64_t heads, int64_t rows, int64_t d, int back, int threads);
-void NAME(gate)(const T *gate, const T *up, T *out, int64_t rows, int64_t width, int64_t apart, int threads);
-void NAME(gate_gradient)(const T *gate, const T *up, const T *grad, T *of_gate, T *of_up, T *product, int64_t rows,
-                         int64_t width, int64_t apart, int threads);
-void NAME(packed_attention)(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row,
-                            const T *v, int64_t v_head, int64_t v_row, T *out, float *lse, const int64_t *starts,
-                            const int64_t *lengths, const int64_t *firsts, const int64_t *order, int64_t P, int64_t N,
-                            int64_t H, int64_t K, int64_t d, float scaling, int64_t window, float *scratch, int64_t most,
-                            int threads);
-void NAME(packed_attention_gradient)(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row,
-                                     const T *v, int64_t v_head, int64_t v_row, const T *out, const T *grad,
-                                     const float *lse, T *dq, T *dk, T *dv, const int64_t *starts,
-                                     const int64_t *lengths, const int64_t *firsts, const int64_t *order, int64_t P,
-                                     int64_t N, int64_t H, int64_t K, int64_t d, float scaling, int64_t window,
-                                     float *scratch, int64_t most, int threads);
-#if JOINT && defined(TILED_ATTENTION)
-void tiled_attention(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row, const T *v,
-                     int64_t v_head, int64_t v_row, T *out, float *lse, const int64_t *starts, const int64_t *lengths,
-                     const int64_t *firsts, const int64_t *order, int64_t P, int64_t N, int64_t H, int64_t K, int64_t d,
-                     float scaling, int64_t window, float *scratch, int64_t most, int threads);
-void tiled_attention_gradient(const T *q, int64_t q_head, int64_t q_row, const T *k, int64_t k_head, int64_t k_row,
-                              const T *v, int64_t v_head, int64_t v_row, const T *out, const T *grad, const float *lse,
-                              T *dq, T *dk, T *dv, const int64_t *starts, const int64_t *lengths, const int64_t *firsts,
-                              const int64_t *order, int64_t P, int64_t N, int64_t H, int64_t K, int64_t d, float scaling,
-                              int64_t window, float *scratch, int64_t most, int threads);
-#endif
-
 /* What is kept of a layer: queries, keys and values, which rotated; gates and what they let through; what attention saw; and
  * what its output's layer made of it. Of each input's layers (N,Σm) of all, or (N,m) of each, one behind the other. */
 struct NAME(parts) {

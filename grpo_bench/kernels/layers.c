@@ -1,6 +1,7 @@
 /* Training between the matrix products, forward and backward: the softmax over the vocabulary, norms, rotary embeddings and
  * gates. One pass over memory each, where tensor operations make several. Sums are in fp32 (of probabilities: in double),
  * whatever is stored; work is split by rows, so the number of threads changes nothing in a result. */
+#include "signatures.h"
 #include "vectors.h"
 
 enum { BLOCK = 256 };  /* words summed in fp32 before they are summed in double */

@@ -1,6 +1,7 @@
 /* Products of fp32 rows with a fixed matrix, sums in fp32. The matrix is packed beforehand, in the order in which it is read:
  * of a step of decoding's few rows a library's products spend much of their time on laying it out at each call (measured:
  * 0.7 of torch's time at 256 rows and 0.75 at 64, of a model whose matrices do not fit into a core's cache). */
+#include "signatures.h"
 #include "vectors.h"
 
 #if defined(__AVX512F__)

@@ -5,6 +5,7 @@
  * in which tiles read it ("panels" of 32 by 32), which costs one pass over it; a library that turns one of them element by
  * element takes about 1.4 times as long (measured). All of both laid out first, and then multiplied, took 1.1 to 1.25 times
  * as long as a part of the left one at a time. */
+#include "signatures.h"
 #include "vectors.h"
 
 #ifdef PANELS

@@ -3,6 +3,7 @@
  * Tokens are the depth of this product. A part of them at a time is laid out, of both factors, in the order in which it is
  * read: the right one in blocks of 32 columns, which stay in a core's first cache, the left one in tiles of up to 14 rows of
  * the result. An element is summed over tokens in their order, whatever the number of threads. */
+#include "signatures.h"
 #include "vectors.h"
 
 #if defined(__AVX512F__)
