@@ -417,6 +417,26 @@ def test_a_compiler_that_fails_is_none(monkeypatch, tmp_path):
 
 
 @needs_compiler
+def test_flags_that_a_compiler_refuses_are_told_of_once(monkeypatch, tmp_path, capsys):
+    picky = tmp_path / "cc"
+    picky.write_text(
+        f"""#!/bin/sh
+case "$*" in *prefer-vector-width*) echo "unknown flag: the wide one" >&2; exit 1;; esac
+exec {build.compiler()} "$@"
+"""
+    )
+    picky.chmod(0o755)
+    monkeypatch.setenv("CC", str(picky))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.load()[1].endswith("-1")
+    told = capsys.readouterr().err
+    assert told.count("unknown flag: the wide one") == 1
+    assert "-march=native -fopenmp" in told
+    build.load()
+    assert capsys.readouterr().err == ""
+
+
+@needs_compiler
 def test_kernels_can_be_compiled_without_torch(monkeypatch, tmp_path):
     """As a sweep does while its jobs' process imports it; the job then finds the library."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -128,13 +128,17 @@ def _processor() -> str:
 def _compile(found: str, folder: Path, key: str) -> Path:
     """Raises SubprocessError when no set of flags works or the compiler is killed, OSError where it cannot write."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        made = Path(name) / "kernels.so"
+        made, refused = Path(name) / "kernels.so", ""
         for number, flags in enumerate(TRIES):
             told = _built(found, flags, made)
             if told is None:
                 path = folder / f"{key}-{number}.so"
                 os.replace(made, path)  # at once: others may be compiling the same
+                if refused:
+                    used = " ".join(flags) or "no flags for this machine"
+                    print(f"kernels are compiled with {used}, and may be slower so: {refused}", file=sys.stderr)
                 return path
+            refused = refused or told.strip().partition("\n")[0]
         raise subprocess.SubprocessError(told.strip().partition("\n")[0] if told else "no flags to try")
 
 
