@@ -1,5 +1,5 @@
-/* Attention of one new token of each row, in bfloat16, by the processor's matrix tiles (AMX): what typed.h does
- * otherwise.
+/* Attention of one new token of each row, in bfloat16, by the processor's matrix tiles (AMX) or its dot products of pairs
+ * (AVX512_BF16): what typed.h does otherwise.
  *
  * Rows of a prompt look at the same keys. Their queries, of the heads that share a head of keys, are up to 16 columns
  * of scores (keys, 16): keys are rows of tiles as they lie, a prompt's for all columns at once, a row's own for its
@@ -8,11 +8,16 @@
  * neither on who stands beside it. */
 #include "vectors.h"
 
-#if defined(TILES) && defined(__AVX512BF16__)
+#ifdef TILED_ATTENTION
 #include "avx512.h"
 #include "panels.h"
 
 enum { DEEP = 32, PAIR = 2, ALIKE = 4 }; /* elements of a tile's row; keys of a pair; queries served at once */
+#ifdef TILES
+enum { ALONE = 0 };
+#else
+enum { ALONE = 2 }; /* so few queries look at a row's own keys one by one: 16 columns of scores would mostly be in vain */
+#endif
 enum { STEP = 16, RUNS = 4 * TILE + 3 }; /* keys between two looks ahead; runs of memory that are looked at next */
 
 static inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
@@ -82,6 +87,7 @@ static int64_t chunks(const int64_t *places, const int64_t *sizes, int64_t N, in
   return count;
 }
 
+#ifdef TILES
 /* scores (16 keys, 16 columns) = keys (16, d) by the tiles of queries, of which 4 and 5 hold those of 64 elements; kept
  * are those of ``columns``. */
 static inline __attribute__((always_inline)) void score(const uint16_t *keys, const uint16_t *queries, int64_t d,
@@ -110,6 +116,47 @@ static inline __attribute__((always_inline)) void score(const uint16_t *keys, co
   for (int i = 0; i < TILE; i++)
     _mm512_mask_store_ps(scores + i * TILE, columns, _mm512_load_ps(all + i * TILE));
 }
+#else
+/* scores (16 keys, 16 columns) = keys (16, d) by queries; kept are those of ``columns``. */
+static inline __attribute__((always_inline)) void score(const uint16_t *keys, const uint16_t *queries, int64_t d,
+                                                        __mmask16 columns, float *scores) {
+  __m512 sums[TILE];
+  for (int i = 0; i < TILE; i++) sums[i] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (int64_t e = 0; e < d; e += PAIR, queries += PAIR * TILE) {
+    const __m512bh all = (__m512bh)_mm512_load_si512(queries);
+    for (int i = 0; i < TILE; i++) {
+      int32_t both;
+      memcpy(&both, keys + i * d + e, sizeof both);
+      sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_set1_epi32(both), all);
+    }
+  }
+  for (int i = 0; i < TILE; i++) _mm512_mask_store_ps(scores + i * TILE, columns, sums[i]);
+}
+
+/* scores (16 keys, 16 columns) of one query (d) alone, into one ``column``, or where it is the first into all. */
+static inline __attribute__((always_inline)) void score_alone(const uint16_t *keys, const uint16_t *query, int64_t d,
+                                                              int64_t column, float *scores) {
+  __m512 sums[TILE];
+  for (int i = 0; i < TILE; i++) sums[i] = _mm512_setzero_ps();
+  for (int64_t e = 0; e < d; e += DEEP) {
+    const __m512bh part = (__m512bh)_mm512_loadu_si512(query + e);
+    for (int i = 0; i < TILE; i++)
+      sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_loadu_si512(keys + i * d + e), part);
+  }
+  turn((__m512i *)sums);
+  for (int step = TILE / 2; step; step /= 2)
+    for (int i = 0; i < step; i++) sums[i] = _mm512_add_ps(sums[i], sums[i + step]);
+  if (column) {
+    float found[TILE];
+    _mm512_storeu_ps(found, sums[0]);
+    for (int i = 0; i < TILE; i++) scores[i * TILE + column] = found[i];
+  } else {
+    for (int i = 0; i < TILE; i++)
+      _mm512_store_ps(scores + i * TILE, _mm512_permutexvar_ps(_mm512_set1_epi32(i), sums[0]));
+  }
+}
+#endif
 
 /* What is looked at next, asked for a few lines at a time: many at once would hold up the loads of now. */
 typedef struct {
@@ -134,9 +181,10 @@ static inline void fetch(ahead *next) {
   }
 }
 
-/* scores (count, 16) of ``columns`` */
+/* scores (count, 16) of ``columns``; with a ``query`` alone, of one column: see score_alone. */
 static inline __attribute__((always_inline)) void scored(room r, const uint16_t *keys, int64_t count, int64_t d,
-                                                         __mmask16 columns, float *scores, ahead *next) {
+                                                         __mmask16 columns, const uint16_t *query, int64_t column,
+                                                         float *scores, ahead *next) {
   for (int64_t j = 0; j < count; j += TILE) {
     const int64_t some = smaller(count - j, TILE);
     const uint16_t *from = keys + j * d;
@@ -146,6 +194,13 @@ static inline __attribute__((always_inline)) void scored(room r, const uint16_t 
       from = r.tail;
     }
     fetch(next);
+#ifndef TILES
+    if (query) {
+      score_alone(from, query, d, column, scores + j * TILE);
+      continue;
+    }
+#endif
+    (void)query, (void)column;
     score(from, r.queries, d, columns, scores + j * TILE);
   }
 }
@@ -167,8 +222,11 @@ static void laid_out(const uint16_t *values, int64_t count, int64_t d, uint16_t 
     }
 }
 
-/* sums (d / 32, 2, 16, 16) = weights (count / 2, 16, 2) by values in tiles, count rounded up to 32 */
-static void weigh(room r, int64_t count, int64_t d) {
+/* sums (d / 32, 2, 16, 16) = weights (count / 2, 16, 2) by values in tiles, count rounded up to 32, of ``columns`` columns at
+ * the least */
+#ifdef TILES
+static void weigh(room r, int64_t count, int64_t d, int64_t columns) {
+  (void)columns;
   const int64_t blocks = (count + DEEP - 1) / DEEP;
   uint16_t *turned = (uint16_t *)r.weights; /* a block's pairs, turned in place */
   for (int64_t b = 0; b < blocks; b++) {
@@ -195,6 +253,32 @@ static void weigh(room r, int64_t count, int64_t d) {
   }
   MEMORY(r.sums);
 }
+#else
+static void weigh(room r, int64_t count, int64_t d, int64_t columns) {
+  for (int64_t c = 0; c < d; c += DEEP)
+    for (int64_t first = 0; first < columns; first += DOTTED) {
+      __m512 low[DOTTED], high[DOTTED];
+      for (int i = 0; i < DOTTED; i++) low[i] = high[i] = _mm512_setzero_ps();
+      for (int64_t j = 0; j < count; j += DEEP) {
+        const uint16_t *values = r.values + (j * d + c * DEEP);
+        const uint32_t *weights = r.weights + j / PAIR * TILE + first;
+        for (int p = 0; p < TILE; p++, values += DEEP, weights += TILE) {
+          const __m512bh one = (__m512bh)_mm512_load_si512(values);
+          const __m512bh two = (__m512bh)_mm512_load_si512(values + TILE * DEEP);
+          for (int i = 0; i < DOTTED; i++) {
+            const __m512bh all = (__m512bh)_mm512_set1_epi32((int)weights[i]);
+            low[i] = _mm512_dpbf16_ps(low[i], all, one);
+            high[i] = _mm512_dpbf16_ps(high[i], all, two);
+          }
+        }
+      }
+      for (int i = 0; i < DOTTED; i++) {
+        _mm512_store_ps(r.sums + c * TILE + (first + i) * TILE, low[i]);
+        _mm512_store_ps(r.sums + c * TILE + TILE * TILE + (first + i) * TILE, high[i]);
+      }
+    }
+}
+#endif
 
 static inline __m512 more(__m512 sum, uint32_t weights, __m512i values) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)weights), (__m512bh)values);
@@ -375,11 +459,13 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
           for (int i = 0; i < TILE; i++) _mm512_store_si512(r.queries + (c + 2 * i) * TILE, x[i]);
         }
         MEMORY(r.queries);
+#ifdef TILES
         if (d == 64) {
           _tile_loadd(4, r.queries, 64);
           _tile_loadd(5, r.queries + TILE * DEEP, 64);
         }
-        scored(r, prompt_k + prompt, there, d, 0xffff, r.scores, &next);
+#endif
+        scored(r, prompt_k + prompt, there, d, 0xffff, 0, 0, r.scores, &next);
         float *own_scores = r.scores + begin * TILE, totals[TILE];
         uint32_t *own_weights = r.weights + begin / PAIR * TILE;
         int32_t low[TILE] = {0}, high[TILE];
@@ -390,7 +476,11 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
         }
         for (int64_t m = 0; m < members; m++) {
           const __mmask16 own_columns = m ? (__mmask16)(((1u << alike) - 1) << m * alike) : 0xffff;
-          scored(r, own_k + firsts[m], own[m], d, own_columns, own_scores, &next);
+          const uint16_t *query = q + head * q_head + rows[m] * q_row;
+          if (!ALONE || alike > ALONE) scored(r, own_k + firsts[m], own[m], d, own_columns, 0, 0, own_scores, &next);
+          else
+            for (int64_t h = 0; h < alike; h++)
+              scored(r, own_k + firsts[m], own[m], d, 0, query + h * q_head, m * alike + h, own_scores, &next);
         }
         const view all = {_mm512_loadu_si512(low), _mm512_set1_epi32((int)there), w.blind - w.from, there};
         const view its = {_mm512_setzero_si512(), _mm512_loadu_si512(high), 0, w.shortest};
@@ -408,7 +498,7 @@ void tiled_decode_attention(const uint16_t *q, int64_t q_head, int64_t q_row, co
           laid_out(values, there, d, r.values);
           held = w.shared, held_from = w.from, held_count = there;
         }
-        weigh(r, there, d);
+        weigh(r, there, d, columns);
         for (int64_t m = 0; m < members; m++)
           for (int64_t h = 0; h < alike; h += ALIKE) {
             const int64_t column = m * alike + h, few = smaller(alike - h, ALIKE);
