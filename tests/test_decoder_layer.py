@@ -32,7 +32,7 @@ from transformers import (
 
 from grpo_bench import kernels, update
 from grpo_bench.kernels import decoder_layer as kernel
-from grpo_bench.kernels import layers
+from grpo_bench.kernels import layers, products
 from grpo_bench.kernels.attention import Sequences
 from grpo_bench.policy import Policy, decoder_layer, layout, linear, make_models, memory
 
@@ -46,6 +46,8 @@ MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**WIDE)),
     "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**WIDE, attention_bias=True, mlp_bias=True)),
     "llama, wide heads": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "head_dim": 32})),
+    "llama, much within": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "intermediate_size": 520})),
+    "llama, narrow keys": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "num_key_value_heads": 1})),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**WIDE)),
     "mistral, window": lambda: MistralForCausalLM(MistralConfig(**{**WIDE, "head_dim": 16}, sliding_window=5)),
 }
@@ -108,21 +110,22 @@ def by_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     return plain
 
 
+@pytest.mark.parametrize("number", [24, 96])  # the first are too few tokens for products of here
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", MODELS)
-def test_in_full_precision_every_bit_is_the_modules(kind, threads, own_fp32, calls, by_modules, monkeypatch):  # noqa: F811
+def test_in_full_precision_every_bit_is_the_modules(kind, threads, number, own_fp32, calls, by_modules, monkeypatch):  # noqa: F811
     torch.set_num_threads(threads)
-    policy, rows = Policy(model(kind), torch.float32), rows_of()
+    policy, rows = Policy(model(kind), torch.float32), rows_of(number)
     own, backward = [], kernel.backward
 
     def seen(layer, *args):
-        own.append(bool(layer.given.own))
+        own.append((bool(layer.given.own), layer.given.tokens >= products.FEW_ROWS))
         return backward(layer, *args)
 
     monkeypatch.setattr(kernel, "backward", seen)
     found = trained(policy, rows)
     assert calls == [True, True]
-    assert own == [own_fp32, own_fp32]
+    assert own == [(own_fp32 and number == 96, number == 96)] * 2
     expected = by_modules(policy, rows)
     assert len(found) == len(expected) == 1 + len(list(policy.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -224,7 +224,7 @@ def test_with_and_without_matrix_tiles(heads, keys, width, shape, window, monkey
 @needs_tiles
 @pytest.mark.parametrize("window", [None, 4])
 def test_without_matrix_tiles(window, monkeypatch):
-    """bfloat16 as processors without tiles compute with it."""
+    """bfloat16 as processors without tiles or dot products of pairs compute with it."""
     monkeypatch.setattr(attention, "_tiled", lambda: False)
     for heads, keys, width in HEADS:
         test_attention_and_its_gradients(heads, keys, width, window, torch.bfloat16)

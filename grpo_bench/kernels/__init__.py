@@ -166,6 +166,7 @@ def _dense_last(x: Tensor) -> Tensor:
 
 @cache
 def _has_products(dtype: torch.dtype) -> bool:
-    """Whether this processor is one that products in ``dtype`` are written for; bfloat16: by its matrix tiles."""
+    """Whether this processor is one that products in ``dtype`` are written for; in bfloat16 by its matrix tiles or its
+    dot products of pairs."""
     library = _library()
     return library is not None and dtype in NAMES and bool(getattr(library, f"can_multiply_{NAMES[dtype]}")())

@@ -48,7 +48,7 @@ class Sequences:
 
 @cache
 def _tiled() -> bool:
-    """Whether attention in bfloat16 is made by the processor's matrix tiles."""
+    """Whether attention in bfloat16 is made by the processor's matrix tiles, or its dot products of pairs."""
     library: Any = _library()
     return _has_products(torch.bfloat16) and bool(library.tiled_attention_room(TILES, TILES, 0))
 

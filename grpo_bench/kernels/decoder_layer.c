@@ -28,7 +28,8 @@ static const int FIRST[INPUTS + 1] = {0, 3, 4, 6, LAYERS}; /* of the layers of e
 
 struct layer {
   int64_t tokens, hidden, inner, heads, kv, width; /* N, h, m, H, K, d */
-  int64_t window, prompts, most, tiled, own, threads, small, block; /* tiled: attention by tiles; own: products in fp32 too;
+  int64_t window, prompts, most, tiled, own, threads, small, block; /* tiled: attention by tiles; own: products in fp32 too,
+                                                                     * of weights with that many rows and columns;
                                                                      * block: rows of norms' sums */
   double eps[2], shifts[2], scaling;
   const int64_t *starts, *lengths, *firsts, *order;
@@ -126,6 +127,10 @@ static int64_t packed_room(const struct layer *l) {
   return most * (int64_t)sizeof(float);
 }
 
+static int is_own(const struct layer *l, int64_t columns, int64_t deep) {
+  return l->own && columns >= l->own && deep >= l->own;
+}
+
 /* out = a W^T (+ bias), W (columns, deep); or, turned, a W, W (deep, columns): as products.py's linear and input_gradient */
 static int own_product(const struct layer *l, void *out, const void *a, const void *w, int64_t columns, int64_t deep,
                        int is_turned, const void *bias, float *packed) {
@@ -144,6 +149,7 @@ static void own_gradient(const struct layer *l, float *out, const void *dy, cons
   if (room->place) weight_gradient_float32(dy, columns, x, out, scratch, l->tokens, columns, deep, threads);
 }
 #else /* l->own is 0 */
+static int is_own(const struct layer *l, int64_t columns, int64_t deep) { return (void)l, (void)columns, (void)deep, 0; }
 static int64_t packed_room(const struct layer *l) { return (void)l, 0; }
 static int own_product(const struct layer *l, void *out, const void *a, const void *w, int64_t columns, int64_t deep,
                        int is_turned, const void *bias, float *packed) {

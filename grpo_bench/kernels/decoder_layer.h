@@ -31,7 +31,7 @@ static int NAME(forward_of)(const struct layer *l, int input, const T *x, T *out
   int failed = 0;
   for (int i = first; i < end && !failed; i++) {
     const int64_t count = JOINT ? outputs_of(l, input) : outputs(l, i);
-    if (!JOINT && l->own) failed = own_product(l, out, x, l->weights[i], count, deep, 0, l->biases[i], packed);
+    if (!JOINT && is_own(l, count, deep)) failed = own_product(l, out, x, l->weights[i], count, deep, 0, l->biases[i], packed);
     else failed = multiplied(TYPE, dense(out, l->tokens, count), dense(x, l->tokens, deep),
                              turned_view(dense(l->weights[i], count, deep)), l->biases[i]);
     out += l->tokens * count;
@@ -48,7 +48,7 @@ static int NAME(of_input)(const struct layer *l, int input, const T *grads, T *o
     int64_t stride = outputs_of(l, input), count = JOINT ? stride : outputs(l, i);
     const T *grad = JOINT ? grads : NAME(part)(l, i, input, (T *)grads, &stride);
     T *to = i == last ? out : more;
-    if (!JOINT && l->own) failed = own_product(l, to, grad, l->weights[i], deep, count, 1, 0, packed);
+    if (!JOINT && is_own(l, count, deep)) failed = own_product(l, to, grad, l->weights[i], deep, count, 1, 0, packed);
     else failed = multiplied(TYPE, dense(to, l->tokens, deep), dense(grad, l->tokens, count),
                              dense(l->weights[i], count, deep), 0);
 #if !JOINT
@@ -75,7 +75,7 @@ static int NAME(learned)(const struct layer *l, int input, const T *grads, const
     int64_t stride, count = outputs(l, i);
     const T *grad = NAME(part)(l, i, input, (T *)grads, &stride);
     room->taken = mark;
-    if (l->own) own_gradient(l, l->of_weights[i], grad, x, count, deep, room);
+    if (is_own(l, count, deep)) own_gradient(l, l->of_weights[i], grad, x, count, deep, room);
     else if (room->place)
       failed = multiplied(TYPE, dense(l->of_weights[i], count, deep), turned_view(dense(grad, l->tokens, count)),
                           dense(x, l->tokens, deep), 0);

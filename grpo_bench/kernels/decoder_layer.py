@@ -20,7 +20,7 @@ from grpo_bench import kernels
 from grpo_bench.kernels import NAMES, _library
 from grpo_bench.kernels.attention import Sequences, _tiled
 from grpo_bench.kernels.layers import NORM_ROWS
-from grpo_bench.kernels.products import FEW_TOKENS, trains
+from grpo_bench.kernels.products import FEW_ROWS, NARROW, trains_in
 
 # of torch, in the order of ``use_torch``
 FUNCTIONS = (
@@ -112,7 +112,7 @@ def _functions() -> list[Any]:
     found = [getattr(_library(), f"decoder_layer{part}_{NAMES[torch.float32]}") for part in ("", "_gradient", "_kept")]
     for part in ("", "_gradient", "_kept"):
         name = f"decoder_layer{part}_{NAMES[torch.bfloat16]}"
-        if hasattr(_library(), name):  # compiled for processors with tiles alone
+        if hasattr(_library(), name):  # compiled for processors with tiles or dot products of pairs alone
             found.append(getattr(_library(), name))
     return found
 
@@ -148,10 +148,10 @@ class Layer:
         assert sequences.tokens == tokens
         parts = (sequences.starts, sequences.lengths, sequences.firsts, sequences.order, *angles)
         near = recipe.window if recipe.window is not None and recipe.window < sequences.most else 0
-        own = dtype == torch.float32 and tokens >= FEW_TOKENS and all(trains(t, dtype) for t in weights)
+        own = dtype == torch.float32 and tokens >= FEW_ROWS and trains_in(dtype)
         given = _Layer(
             tokens, hidden, sizes[4], sizes[0] // width, sizes[1] // width, width, near, len(sequences.order),
-            sequences.most, int(dtype == torch.bfloat16 and _tiled()), int(own), torch.get_num_threads(),
+            sequences.most, int(dtype == torch.bfloat16 and _tiled()), NARROW if own else 0, torch.get_num_threads(),
             kernels.SMALL, NORM_ROWS, _Two(*recipe.eps), _Two(*recipe.shifts), recipe.scaling,
             *(t.data_ptr() for t in parts), _Pair(*(t.data_ptr() for t in norms)),
             _Addresses(*(t.data_ptr() for t in weights)),

@@ -1,7 +1,7 @@
-/* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles or its dot products of pairs (panels.h),
- * sums in fp32. The matrix is packed
- * beforehand, in the order in which it is read: a step of decoding reads each weight once for few rows, so that the speed
- * of memory decides, and a library that must first rearrange the weights at each call takes about twice as long (measured). */
+/* Products of bfloat16 rows with a fixed matrix, by the processor's matrix tiles or its dot products of pairs (panels.h), sums
+ * in fp32. The matrix is packed beforehand, in the order in which it is read: a step of decoding reads each weight once for
+ * few rows, so that the speed of memory decides, and a library that must first rearrange the weights at each call takes about
+ * twice as long (measured). */
 #include "vectors.h"
 
 #ifdef PANELS
@@ -180,7 +180,7 @@ static inline __attribute__((always_inline)) void add_up(const uint16_t *a, int6
   }
 }
 
-/* The same, and the sums into ``own``, which is then what was ``made``. */
+/* The same, and the sums to ``next``, which is then what was ``made``. */
 static inline __attribute__((always_inline)) void advance(const uint16_t *a, int64_t stride, const uint16_t *w, int64_t deep,
                                                           int fetch, struct made *made, struct made next) {
   if (fetch) add_up(a, stride, w, deep, 1, made);

@@ -20,11 +20,14 @@ from grpo_bench.kernels import NAMES, TILES, _call, _dense_last, _has_products, 
 
 TILE = 16  # columns of one tile of what is packed
 FEW_TOKENS = 64  # of training: fewer are too little work to lay out the factors for; chosen, not measured
+# the same in fp32, where both factors are laid out; with a head of 151,936 words as much as torch at 128 (measured)
+FEW_ROWS = 256
+NARROW = 32  # weights that are narrower stay torch's in fp32: most of what is computed of a block would be in vain
 
 
 def multiplies(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether products with copies of ``weight`` in ``dtype`` are made here: in bfloat16 by the processor's matrix
-    tiles, in fp32 by its widest vectors."""
+    tiles or dot products of pairs, in fp32 by its widest vectors."""
     if not kernels.allowed() or weight.device.type != "cpu" or weight.dim() != 2:
         return False
     return weight.dtype in (NAMES if dtype == torch.bfloat16 else (dtype,)) and _has_products(dtype)
@@ -111,7 +114,8 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
     count = rows * columns
     if args[4] is not None or gated or to.numel() != count or not added.numel() == out.numel() == count:
         return None
-    read = [(x, to.element_size() * rows * depth), (to.data_ptr(), to.nbytes)]
+    packed = to.element_size() * _packed_size(columns, depth, to.dtype)  # may be a place of the moment, see ``linear``
+    read = [(x, to.element_size() * rows * depth), (args[1], packed), (to.data_ptr(), to.nbytes)]
     if to.dtype == torch.bfloat16 and args[6] is not None:
         padded, wide = _padded(rows, depth)
         read.append((args[6], to.element_size() * padded * wide))
@@ -120,13 +124,18 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
     return function, (*args[:4], added.data_ptr(), out.data_ptr(), *args[6:]), {}
 
 
+def trains_in(dtype: torch.dtype) -> bool:
+    """Whether this processor's products of training in ``dtype`` are made here, of weights that are not too narrow."""
+    return _has_weight_gradient(dtype)
+
+
 @cache
 def _has_weight_gradient(dtype: torch.dtype) -> bool:
     library: Any = _library()
     if not _has_products(dtype):
         return False
     if dtype == torch.float32:
-        return bool(library.can_train_float32())
+        return torch.backends.mkl.is_available() and bool(library.can_train_float32())
     return bool(library.weight_gradient_room(TILES, TILES, TILES, 1))
 
 
@@ -135,8 +144,9 @@ def trains(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> bool:
 
     In bfloat16 the weights' gradient, in fp32 all three: where torch's are slower.
     """
-    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return kernels.allowed() and on_cpu and weight.dim() == 2 and dtype in NAMES and _has_weight_gradient(dtype)
+    on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.dim() == 2
+    fits = dtype == torch.bfloat16 or (dtype == torch.float32 and on_cpu and min(weight.shape) >= NARROW)
+    return kernels.allowed() and on_cpu and fits and trains_in(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -192,8 +202,8 @@ def _weight_gradient_float32(grad: Tensor, x: Tensor) -> Tensor:
     assert grad.shape[0] == rows
     assert grad.dtype == x.dtype == torch.float32
     library: Any = _library()
-    out, threads = torch.empty(columns, depth), _threads(rows * columns * depth)
-    scratch = torch.empty(library.weight_gradient_room_float32(columns, depth, threads))
+    out, threads = x.new_empty(columns, depth), _threads(rows * columns * depth)
+    scratch = x.new_empty(library.weight_gradient_room_float32(columns, depth, threads))
     _call(
         "weight_gradient_float32",
         grad.data_ptr(), grad.stride(0), x.data_ptr(), out.data_ptr(), scratch.data_ptr(), rows, columns, depth,

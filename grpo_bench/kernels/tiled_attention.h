@@ -1,4 +1,4 @@
-/* Attention of packed rows in bfloat16 by the processor's matrix tiles (AMX): what packed_attention.h computes, with the
+/* Attention of packed rows in bfloat16 by products of panels (panels.h): what packed_attention.h computes, with the
  * same arguments, its products of bfloat16 factors summed in fp32. The softmax is in fp32; weights and gradients of scores
  * are rounded to bfloat16 as factors of the products that follow.
  *
@@ -245,7 +245,7 @@ static tiled_room tiled_rooms(float *scratch, int64_t most, int64_t d, int back)
   return r;
 }
 
-/* Floats that a thread of tiled_attention, or of its gradient, needs; 0 where this was compiled without tiles. */
+/* Floats that a thread of tiled_attention, or of its gradient, needs; 0 where this was compiled without panels. */
 int64_t tiled_attention_room(int64_t most, int64_t d, int back) {
   static float none[1];
   return tiled_rooms(none, most, d, back).made;

@@ -1,8 +1,8 @@
-/* The gradient of a linear layer's weights in training, dW = dY^T X, by the processor's matrix tiles (AMX): bfloat16 factors,
+/* The gradient of a linear layer's weights in training, dW = dY^T X, by products of panels (panels.h): bfloat16 factors,
  * sums in fp32, which are the result: weights are trained in fp32, and a library would round the sums to bfloat16 first.
  *
  * Tokens are the depth of this product and lie the wrong way for it in both factors. Each is first laid out in the order
- * in which tiles read it ("panels" of 32 by 32), which costs one pass over it; a library that turns one of them element by
+ * in which it is read ("panels" of 32 by 32), which costs one pass over it; a library that turns one of them element by
  * element takes about 1.4 times as long (measured). All of both laid out first, and then multiplied, took 1.1 to 1.25 times
  * as long as a part of the left one at a time. */
 #include "signatures.h"
@@ -105,7 +105,7 @@ static inline __attribute__((always_inline)) void block(const uint16_t *a, const
 }
 #endif
 
-/* Elements of bfloat16 that the panels take; 0 where this was compiled without tiles. */
+/* Elements of bfloat16 that the panels take; 0 where this was compiled without panels. */
 int64_t weight_gradient_room(int64_t rows, int64_t columns, int64_t depth, int threads) {
   return (blocks(rows) * blocks(depth) + threads * smaller(blocks(columns), GROUP) * smaller(blocks(rows), DEEP)) * PANEL;
 }

@@ -43,8 +43,17 @@ class _GatedDown(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, low: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(...,k) twice, fp32 (h,k) weights, their bfloat16 copy where it was made already, (h,) or None -> (...,h)."""
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, low: Tensor | None, own: bool, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """(...,k) twice, fp32 (h,k) weights, their bfloat16 copy where it was made already, (h,) or None -> (...,h).
+
+        ``own``: in fp32 with the products that ``TrainedLinear`` makes.
+        """
+        ctx.own = own
+        if own:
+            ctx.save_for_backward(gate, up, weight)
+            return products.linear(layers.gate(gate, up), weight, bias)
         if low is None or low.dtype != gate.dtype:
             low = weight.to(gate.dtype)
         ctx.save_for_backward(gate, up, low)
@@ -59,15 +68,16 @@ class _GatedDown(torch.autograd.Function):
         grad = grads[0].to(gate.dtype).reshape(-1, low.shape[0])
         of_weight = of_bias = None
         with torch.autocast("cpu", enabled=False):
-            product = (grad @ low).view(gate.shape)  # its gradient, which it overwrites
+            product = products.input_gradient(grad, low) if ctx.own else grad @ low
+            product = product.view(gate.shape)  # its gradient, which it overwrites
             of_gate, of_up = layers.gate_gradient(gate, up, product, product if trained else None)
             if trained:
                 product = product.view(-1, low.shape[1])
-                wide = gate.dtype == torch.float32
-                of_weight = grad.t() @ product if wide else products.weight_gradient(grad, product)
+                own = ctx.own or gate.dtype == torch.bfloat16
+                of_weight = products.weight_gradient(grad, product) if own else grad.t() @ product
             if biased:
                 of_bias = grad.sum(0, dtype=torch.float32)
-        return of_gate, of_up, None, of_weight, of_bias
+        return of_gate, of_up, None, None, of_weight, of_bias
 
 
 def _need_not_keep(down: nn.Module, gate: Tensor, up: Tensor) -> bool:
@@ -101,7 +111,8 @@ def _faster(own: type[nn.Module]) -> type[nn.Module]:
                 if not torch.is_grad_enabled():
                     out: Tensor = down(layers.gate(gate, up))
                 elif _need_not_keep(down, gate, up):
-                    out = _GatedDown.apply(gate, up, getattr(down, "low", None), down.weight, down.bias)
+                    own = isinstance(down, TrainedLinear) and down.multiplies(gate)
+                    out = _GatedDown.apply(gate, up, getattr(down, "low", None), own, down.weight, down.bias)
                 else:
                     out = down(_Gated.apply(gate, up))
             else:

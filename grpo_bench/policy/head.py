@@ -82,8 +82,12 @@ def _gradient(probs: Tensor, targets: Tensor, scales: Tensor) -> None:
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """(n,h), (V,h) of one type -> (n,V)."""
-    wide = hidden.dtype == torch.float32 and products.trains(weight, torch.float32)
-    return products.linear(hidden, weight) if wide else hidden @ weight.mT
+    return products.linear(hidden, weight) if _wide(hidden, weight) else hidden @ weight.mT
+
+
+def _wide(rows: Tensor, weight: Tensor) -> bool:
+    """Whether products of these rows with the weight, in fp32, are made here."""
+    return rows.dtype == torch.float32 and len(rows) >= products.FEW_ROWS and products.trains(weight, torch.float32)
 
 
 class _HeadLogp(torch.autograd.Function):
@@ -117,8 +121,8 @@ class _HeadLogp(torch.autograd.Function):
             _gradient(probs, targets, grads[0] / ctx.temperature)
             grad_hidden = grad_weight = None
             if ctx.needs_input_grad[0]:
-                wide = products.trains(weight, torch.float32) and probs.dtype == torch.float32
-                grad_hidden = products.input_gradient(probs, weight) if wide else (probs @ weight).to(ctx.dtypes[0])
+                own = _wide(probs, weight)
+                grad_hidden = products.input_gradient(probs, weight) if own else (probs @ weight).to(ctx.dtypes[0])
             if ctx.needs_input_grad[1] and ctx.own:
                 grad_weight = products.weight_gradient(probs, hidden)
             elif ctx.needs_input_grad[1]:

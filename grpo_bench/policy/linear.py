@@ -73,16 +73,20 @@ class _WideLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)  # a frozen layer keeps no input
         return products.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grads[0].reshape(-1, len(weight))
-        of_x = products.input_gradient(grad, weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        of_weight = products.weight_gradient(grad, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        of_x = of_weight = None
+        if weight is not None:
+            of_x = products.input_gradient(grad, weight).view(*grads[0].shape[:-1], weight.shape[1])
+        if x is not None:
+            of_weight = products.weight_gradient(grad, x.reshape(-1, x.shape[-1]))
         return of_x, of_weight, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
@@ -189,8 +193,9 @@ class TrainedLinear(nn.Linear):
     def multiplies(self, input: Tensor) -> bool:
         """Whether what it makes of ``input``, and its gradients, are products in fp32 that are made here."""
         wide = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and input.device.type == "cpu"
-        many = input.numel() >= products.FEW_TOKENS * self.in_features
-        fits = self.bias is None or (self.bias.dtype == input.dtype and self.bias.shape == self.weight.shape[:1])
+        outputs, inputs = self.weight.shape
+        many = input.shape[-1:] == (inputs,) and input.numel() >= products.FEW_ROWS * inputs
+        fits = self.bias is None or (self.bias.dtype == input.dtype and self.bias.shape == (outputs,))
         return wide and many and fits and products.trains(self.weight, torch.float32)
 
     def trains(self, input: Tensor) -> bool:

@@ -2,8 +2,8 @@
 
 Products of attention are left out; what is left is what every implementation of the model has to multiply. In each of
 the ways that this program has: a decode step's with packed weights, those of one input as one, played from a tape or
-not; the gradients of weights by its own product; those of one input as one in an update too, or not; all threads on one
-product after the other, or lanes that share out the work. The fastest counts.
+not; in an update the gradients of weights in bfloat16, or all products in fp32, by its own; in bfloat16 those of one
+input as one, or not; all threads on one product after the other, or lanes that share out the work. The fastest counts.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def update(model: Any, sizes: dict[int, tuple[int, int, int]], dtype: torch.dtyp
     trunk, head = _layers(model, dtype)
     device = head.device
     trunks = [(trunk, False)]
-    own = products.trains(torch.empty(1, 1, device=device), dtype)
+    own = products.trains(torch.empty(products.NARROW, products.NARROW, device=device), dtype)
     if own and dtype == torch.float32:
         trunks.append((trunk, True))
     elif own:  # its layers of one input by themselves, and as one
