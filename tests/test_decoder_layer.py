@@ -42,11 +42,13 @@ WIDE = {
     "vocab_size": 61, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "initializer_range": 0.1, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
+MUCH = {"hidden_size": 520, "head_dim": 16, "initializer_range": 0.03}  # a wider sum of as large terms rounds more
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**WIDE)),
     "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**WIDE, attention_bias=True, mlp_bias=True)),
     "llama, wide heads": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "head_dim": 32})),
     "llama, much within": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "intermediate_size": 520})),
+    "llama, wide": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, **MUCH})),
     "llama, narrow keys": lambda: LlamaForCausalLM(LlamaConfig(**{**WIDE, "num_key_value_heads": 1})),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**WIDE)),
     "mistral, window": lambda: MistralForCausalLM(MistralConfig(**{**WIDE, "head_dim": 16}, sliding_window=5)),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from kernel_data import kernels_on, needs_vectors, own_fp32  # noqa: F401 (fixtures)
+from kernel_data import kernels_on, needs_vectors, own_fp32, packed  # noqa: F401 (fixtures)
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from grpo_bench import kernels
 from grpo_bench.kernels import products
 from grpo_bench.policy import linear
 from grpo_bench.policy.head import head_logp
@@ -156,6 +158,16 @@ def test_whatever_the_default_type_is():
 
 
 @needs_vectors
+def test_a_sum_is_not_written_over_a_bias():
+    x, plus, out = whole_numbers(256, 33), whole_numbers(256, 35), torch.empty(256, 35)
+    calls: list[Any] = []
+    with kernels.heard(calls):
+        made = products.multiply(x, packed(whole_numbers(35, 33), torch.float32), 35, out[5])
+    assert products.with_sum(calls[-1], plus, made, out) is None
+    assert products.with_sum(calls[-1], plus, made, torch.empty_like(out)) is not None
+
+
+@needs_vectors
 @pytest.mark.parametrize("rows", [256, 320])
 def test_a_product_on_tape_does_not_write_its_sum_over_its_weights(own_fp32, rows):  # noqa: F811
     """They are packed for the moment, in a place as large as what is added where there are as many rows as columns."""
@@ -179,8 +191,6 @@ def test_a_product_on_tape_does_not_write_its_sum_over_its_weights(own_fp32, row
 
 def test_what_stays_torchs(own_fp32):  # noqa: F811
     """Few tokens, other precisions, autocast, and with kernels off all of it."""
-    from grpo_bench import kernels
-
     layer, _ = pair()
     few, many = torch.randn(products.FEW_ROWS - 1, 36), torch.randn(products.FEW_ROWS, 36)
     assert layer.multiplies(many) == own_fp32

@@ -134,7 +134,7 @@ def _compile(found: str, folder: Path, key: str) -> Path:
             if told is None:
                 path = folder / f"{key}-{number}.so"
                 os.replace(made, path)  # at once: others may be compiling the same
-                if refused:
+                if number > (platform.machine() not in ("x86_64", "AMD64")):  # the first try's width is x86's alone
                     used = " ".join(flags) or "no flags for this machine"
                     print(f"kernels are compiled with {used}, and may be slower so: {refused}", file=sys.stderr)
                 return path

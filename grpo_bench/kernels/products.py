@@ -116,6 +116,8 @@ def with_sum(product: tuple[Any, Sequence[Any], dict[str, Any]], added: Tensor, 
         return None
     packed = to.element_size() * _packed_size(columns, depth, to.dtype)  # may be a place of the moment, see ``linear``
     read = [(x, to.element_size() * rows * depth), (args[1], packed), (to.data_ptr(), to.nbytes)]
+    if args[2] is not None:
+        read.append((args[2], to.element_size() * columns))
     if to.dtype == torch.bfloat16 and args[6] is not None:
         padded, wide = _padded(rows, depth)
         read.append((args[6], to.element_size() * padded * wide))

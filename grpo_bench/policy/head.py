@@ -96,9 +96,10 @@ class _HeadLogp(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, temperature: float, keep: bool
     ) -> tuple[Tensor, Tensor]:
         """``cast`` is ``weight`` in the products' precision; the gradient is ``weight``'s."""
-        ctx.dtypes, ctx.own = (hidden.dtype, weight.dtype), products.trains(weight, cast.dtype)
+        ctx.dtypes = (hidden.dtype, weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(cast.dtype)
+            ctx.own = _wide(hidden, cast) if cast.dtype == torch.float32 else products.trains(weight, cast.dtype)
             logits = _logits(hidden, cast)
             logp, entropy = _soften(logits, targets, temperature)
         ctx.temperature = temperature

@@ -193,10 +193,12 @@ class TrainedLinear(nn.Linear):
     def multiplies(self, input: Tensor) -> bool:
         """Whether what it makes of ``input``, and its gradients, are products in fp32 that are made here."""
         wide = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and input.device.type == "cpu"
+        if not wide or self.weight.dim() != 2:  # as where it is sharded
+            return False
         outputs, inputs = self.weight.shape
         many = input.shape[-1:] == (inputs,) and input.numel() >= products.FEW_ROWS * inputs
         fits = self.bias is None or (self.bias.dtype == input.dtype and self.bias.shape == (outputs,))
-        return wide and many and fits and products.trains(self.weight, torch.float32)
+        return many and fits and products.trains(self.weight, torch.float32)
 
     def trains(self, input: Tensor) -> bool:
         """Whether the gradient of its weight by what it makes of ``input`` is made here."""
